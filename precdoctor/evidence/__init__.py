@@ -1,0 +1,52 @@
+"""Evidence: what was seen, as plain numbers; the spine of precdoctor. Imports no torch."""
+
+from precdoctor.evidence.codec import EvidenceError, from_json, load, save, to_json
+from precdoctor.evidence.histogram import Binades, Histogram
+from precdoctor.evidence.records import (
+    SCHEMA,
+    Backward,
+    Bench,
+    Cast,
+    Decay,
+    Evidence,
+    Example,
+    Gradient,
+    Group,
+    Optimizer,
+    Parameter,
+    Place,
+    Run,
+    Scaler,
+    State,
+    Updates,
+    Weight,
+    WindowedEdq,
+)
+
+__all__ = [
+    "SCHEMA",
+    "Backward",
+    "Bench",
+    "Binades",
+    "Cast",
+    "Decay",
+    "Evidence",
+    "EvidenceError",
+    "Example",
+    "Gradient",
+    "Group",
+    "Histogram",
+    "Optimizer",
+    "Parameter",
+    "Place",
+    "Run",
+    "Scaler",
+    "State",
+    "Updates",
+    "Weight",
+    "WindowedEdq",
+    "from_json",
+    "load",
+    "save",
+    "to_json",
+]
