@@ -1,0 +1,283 @@
+"""The Doctor: attach to a run, watch it, report. Also a context manager."""
+
+from __future__ import annotations
+
+import datetime
+import gc
+import platform
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from precdoctor.evidence import Backward, Evidence, Place, Run, Scaler
+from precdoctor.observe import assemble
+from precdoctor.observe.graph import reach
+from precdoctor.observe.lane import Lane
+from precdoctor.observe.models import Usage
+from precdoctor.observe.registry import Registry
+from precdoctor.observe.schedules import future
+from precdoctor.observe.steps import Schedule, StepMonitor
+
+if TYPE_CHECKING:
+    from precdoctor.observe.provenance import Provenance
+    from precdoctor.report import Report
+
+#: optimizer steps (observed ones) at which models, masters and orphans are looked at again
+_LOOKS = frozenset((1, 2, 3, 5, 10, 30, 100, 300, 1000, 3000, 10_000))
+#: backward passes whose graph is walked, and the last step in which one is
+_WALKS, _WALK_STEPS = 8, 2
+#: loss values kept
+_LOSSES = 4096
+
+
+class Doctor:
+    """Watches training in this process and says whether precision is what ails it.
+
+    ``with Doctor(model, optimizer) as doctor: train()`` and then ``doctor.report()``. Without arguments
+    every optimizer of the process is watched and models are found by themselves. The run is not changed:
+    weights, random numbers and output are bit-identical.
+
+    ``every``: observe every N-th step; by default the first ten and then as often as ``budget`` (a share
+    of wall time) allows, at most every ``stride``-th. ``watch``: elements per tensor, 0 for all.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+        *,
+        every: int | None = None,
+        watch: int | None = None,
+        budget: float = 0.02,
+        stride: int = 10,
+        probe: bool = False,
+        provenance: Provenance | None = None,
+        on_step: Callable[[int], None] | None = None,
+    ) -> None:
+        if every is not None and every < 1:
+            raise ValueError(f"every must be at least 1, not {every}")
+        if watch is not None and watch < 0:
+            raise ValueError(f"watch must be 0 (all) or more, not {watch}")
+        self._provenance, self._on_step = provenance, on_step
+        self._monitor = StepMonitor(
+            Schedule(every=every, budget=budget, stride=stride),
+            watch=watch,
+            only=optimizer,
+            on_lane=self._on_lane,
+            on_observation=self._on_observation,
+            on_step=self._after_step,
+        )
+        self._registry = Registry(model, provenance)
+        self._usage = Usage() if probe else None
+        self._future: dict[int, dict[int, tuple[tuple[int, float], ...]]] = {}
+        self._scalers: tuple[Scaler, ...] = ()
+        self._backward: Backward | None = None
+        self._walks: list[tuple[bool, set[int], set[int], set[str]]] = []
+        self._leaves: dict[int, weakref.ref[Tensor]] = {}
+        self._backward_place: Place | None = None
+        self._losses: list[tuple[int, Tensor]] = []
+        self._backwards = 0
+        self._started_at = datetime.datetime.now().astimezone()
+        self._start = self._end = time.perf_counter()
+        self._attached = False
+        #: parameters were met that have not been looked at yet
+        self._strangers = False
+
+    # ------------------------------------------------------------------ life
+
+    @classmethod
+    def attach(
+        cls, model: nn.Module | None = None, optimizer: torch.optim.Optimizer | None = None, **options: Any
+    ) -> Doctor:
+        """Return a Doctor that watches from now on, until ``detach``; options as for the class."""
+        return cls(model, optimizer, **options).__enter__()
+
+    def detach(self) -> None:
+        """Stop watching; every hook is removed, what was seen stays."""
+        if not self._attached:
+            return
+        self._attached = False
+        self._end = time.perf_counter()
+        self._monitor.detach()
+        if self._usage is not None:
+            self._usage.stop()
+        self.look()
+
+    def __enter__(self) -> Doctor:
+        if self._attached:
+            raise RuntimeError("this Doctor is attached already")
+        self._attached = True
+        self._started_at = datetime.datetime.now().astimezone()
+        self._start = time.perf_counter()
+        self._monitor.attach()
+        if self._usage is not None:
+            self._usage.start()
+        if self._provenance is not None:
+            self._provenance.on_backward(self._on_backward)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.detach()
+
+    # ------------------------------------------------------------------ while it runs
+
+    def _on_lane(self, lane: Lane) -> None:
+        for reference in lane.parameters:
+            self._registry.bind(reference)
+        self._strangers = True
+
+    def _on_observation(self, observed: int) -> None:
+        if self._strangers or observed in _LOOKS:
+            self._strangers = False
+            if observed >= 3 and self._usage is not None:
+                self._usage.stop()
+                self._registry.ran = self._usage.ran
+            self.look(schedules=False)
+
+    def _after_step(self, steps: int) -> None:
+        if self._on_step is None:
+            return
+        try:
+            self._on_step(steps)
+        except BaseException:  # the run is being stopped: models and schedulers go with its frames
+            self.look()
+            raise
+
+    def look(self, *, schedules: bool = True) -> None:
+        """Note what is known now of models, masters, scalers and schedulers; they may be gone later."""
+        live = [(r.index, o) for r in self._monitor.records if (o := r.optimizer()) is not None]
+        with torch.no_grad():
+            self._registry.look(live)
+        self._resolve_walks()
+        if schedules:
+            for index, optimizer in live:
+                ahead = future(optimizer)
+                if ahead:
+                    self._future[index] = ahead
+            self._scalers = _scalers() or self._scalers
+
+    def _on_backward(self, losses: Sequence[Tensor], place: Place | None) -> None:
+        self._backwards += 1
+        if self._monitor.steps < _WALK_STEPS and len(self._walks) < _WALKS:
+            found = reach(losses)
+            self._leaves.update({id(leaf): weakref.ref(leaf) for leaf in found.leaves})
+            only_zero = {id(leaf) for leaf in found.only_zero}
+            self._walks.append((False, {id(leaf) for leaf in found.leaves}, only_zero, found.zero_nodes))
+            self._backward_place = self._backward_place or place
+        if len(self._losses) < _LOSSES and losses and losses[0].numel() == 1:
+            self._losses.append((self._monitor.steps, losses[0].detach()))
+
+    def _resolve_walks(self) -> None:
+        """Turn the leaves that the first backward passes reached into names, while they live."""
+        if not self._walks or self._backward is not None or self._monitor.steps < 1:
+            return
+        names: dict[int, str] = {}
+        live = {key: leaf for key, ref in self._leaves.items() if (leaf := ref()) is not None}
+        for key, leaf in live.items():
+            owner = self._registry.models.owner(leaf)
+            if owner is not None:
+                names[key] = owner.name
+        stepped = {
+            id(p)
+            for r in self._monitor.records
+            if (o := r.optimizer()) is not None
+            for group in o.param_groups
+            for p in group["params"]
+        }
+        reached = set().union(*(walk[1] for walk in self._walks))
+        # reached openly by one loss is enough
+        zero = reached - set().union(*(walk[1] - walk[2] for walk in self._walks))
+        self._backward = Backward(
+            place=self._backward_place,
+            reaches=tuple(sorted(names[k] for k in reached if k in names)),
+            zero_derivative=tuple(sorted(names[k] for k in zero if k in names)),
+            zero_nodes=tuple(sorted(set().union(*(walk[3] for walk in self._walks)))),
+            detached=not any(k in names or k in stepped for k in reached),
+            cuts=self._cuts(),
+        )
+        self._leaves, self._walks = {}, []
+
+    def _cuts(self) -> tuple[Place, ...]:
+        if self._provenance is None or self._backward_place is None:
+            return ()
+        return self._provenance.cuts_in(self._backward_place)
+
+    # ------------------------------------------------------------------ afterwards
+
+    def evidence(self) -> Evidence:
+        """Return what was seen so far, as plain numbers."""
+        if self._attached:
+            self.look()
+        monitor, registry = self._monitor, self._registry
+        monitor.close_stretch()
+        with torch.no_grad():
+            parameters = assemble.parameters(monitor, registry)
+            optimizers = assemble.optimizers(monitor, registry, self._future)
+            states = assemble.states(monitor, registry)
+        lanes = [lane for some in monitor.lanes.values() for lane in some]
+        timeline = tuple(step for step, _, _ in lanes[0].ledger.timeline) if lanes else ()
+        devices = sorted({str(lane.device) for lane in lanes})
+        end = time.perf_counter() if self._attached else self._end
+        return Evidence(
+            run=Run(
+                target="Doctor",
+                steps=monitor.steps,
+                observed=monitor.observed,
+                torch=torch.__version__,
+                python=platform.python_version(),
+                device=", ".join(devices),
+                started=self._started_at.isoformat(timespec="seconds"),
+                seconds=end - self._start,
+                observing_seconds=monitor.seconds,
+                limits=monitor.limits,
+            ),
+            parameters=parameters,
+            states=states,
+            optimizers=optimizers,
+            backward=self._backward,
+            scalers=self._scalers,
+            losses=_loss_values(self._losses),
+            timeline=timeline,
+        )
+
+    @property
+    def observing_seconds(self) -> float:
+        """Return the wall time spent observing so far, in seconds."""
+        return self._monitor.seconds
+
+    def report(self) -> Report:
+        """Return the diagnosis of what was seen so far."""
+        from precdoctor.report import Report
+
+        return Report.of(self.evidence())
+
+    def step_report(self) -> str:
+        """Return one line on what the run looks like after the last observed step."""
+        evidence = self.evidence()
+        rows = [p for p in evidence.parameters if p.updates is not None and p.updates.edq]
+        if not rows:
+            return f"step {evidence.run.steps}: no update was seen yet"
+        lost = sum(p.updates.lost_share * p.updates.intended for p in rows if p.updates is not None)
+        intended = sum(p.updates.intended for p in rows if p.updates is not None)
+        frozen = [p.name for p in rows if p.updates is not None and p.updates.edq[0].high < 0.05]
+        share = lost / max(intended, 1)
+        text = f"step {evidence.run.steps}: {len(rows)} parameters, {share:.1%} of updates lost"
+        return text + (f", {len(frozen)} frozen: {', '.join(frozen[:3])}" if frozen else "")
+
+
+def _scalers() -> tuple[Scaler, ...]:
+    kind = torch.amp.GradScaler
+    found = [o for o in gc.get_objects() if issubclass(type(o), kind)]
+    return tuple(Scaler(enabled=s.is_enabled(), scale=float(s.get_scale())) for s in found)
+
+
+def _loss_values(losses: list[tuple[int, Tensor]]) -> tuple[tuple[int, float], ...]:
+    stride = max(len(losses) // 512, 1)
+    return tuple((step, float(loss)) for step, loss in losses[::stride])

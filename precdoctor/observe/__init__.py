@@ -1,0 +1,1 @@
+"""Instruments: they read what a run does and never change it."""

@@ -1,0 +1,119 @@
+"""The modules of the process: who owns a parameter, and by what name."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+#: prefixes that wrappers put in front of names
+_WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.")
+
+
+@dataclass(slots=True)
+class Owner:
+    """Where a parameter is registered."""
+
+    name: str
+    #: class of the module that holds it
+    module: str
+    #: identity of the outermost module, and of the module that holds it
+    root: int
+    holder: int
+
+
+class Models:
+    """Parameters by identity, with their qualified names."""
+
+    def __init__(self, root: nn.Module | None = None) -> None:
+        self._given = weakref.ref(root) if root is not None else None
+        self._known: dict[int, tuple[weakref.ref[Tensor], Owner]] = {}
+
+    def refresh(self) -> None:
+        """Look at the live modules again (a walk over the garbage collector's objects, once in a while)."""
+        self._known = {}
+        claimed: set[str] = set()
+        for root in self._roots():  # larger models first: they keep the plain names
+            own: list[tuple[Tensor, Owner]] = []
+            for prefix, module in root.named_modules():
+                for name, parameter in module._parameters.items():
+                    if parameter is not None and id(parameter) not in self._known:
+                        full = stripped(f"{prefix}.{name}" if prefix else name)
+                        owner = Owner(full, type(module).__qualname__, id(root), id(module))
+                        self._known[id(parameter)] = (weakref.ref(parameter), owner)
+                        own.append((parameter, owner))
+            names = {owner.name for _, owner in own}
+            label, copies = "", 1
+            while any(label + name in claimed for name in names):
+                kind = type(root).__qualname__
+                label, copies = (f"{kind}." if copies == 1 else f"{kind}{copies}."), copies + 1
+            for _, owner in own:
+                owner.name = label + owner.name
+            claimed |= {owner.name for _, owner in own}
+
+    def _roots(self) -> list[nn.Module]:
+        given = self._given() if self._given is not None else None
+        if given is not None:
+            return [given]
+        # type(), not isinstance(): a lazy proxy must not be woken by the question
+        modules = [o for o in gc.get_objects() if issubclass(type(o), nn.Module)]
+        modules = [m for m in modules if "_modules" in m.__dict__]  # not half-built ones
+        children = {id(c) for m in modules for c in m._modules.values() if c is not None}
+        roots = [m for m in modules if id(m) not in children]
+        return sorted(roots, key=lambda m: -sum(1 for _ in m.parameters()))
+
+    def owner(self, parameter: Tensor) -> Owner | None:
+        """Return where a parameter is registered, None when no live module has it."""
+        known = self._known.get(id(parameter))
+        return known[1] if known is not None and known[0]() is parameter else None
+
+    def parameters(self) -> list[tuple[Tensor, Owner]]:
+        """Return the live parameters of all modules."""
+        return [(p, owner) for ref, owner in self._known.values() if (p := ref()) is not None]
+
+
+def stripped(name: str) -> str:
+    """Return a qualified name without what wrappers (DDP, torch.compile, FSDP) put in."""
+    for wrapper in _WRAPPERS:
+        name = name.removeprefix(wrapper).replace("." + wrapper, ".")
+    return name
+
+
+class Usage:
+    """Which modules ran their forward during the first steps: a global hook, soon removed.
+
+    It would make torch.compile's guards fail, so a call of torch.compile ends it.
+    """
+
+    def __init__(self) -> None:
+        self.ran: set[int] | None = None
+        self._handle: Any = None
+        self._compile: Any = None
+
+    def start(self) -> None:
+        """Begin to take note."""
+        self.ran = ran = set()
+
+        def note(module: nn.Module, _: Any) -> None:
+            ran.add(id(module))
+
+        self._handle = nn.modules.module.register_module_forward_pre_hook(note)
+        original = self._compile = torch.compile
+
+        def compile(*args: Any, **kwargs: Any) -> Any:
+            self.stop()
+            self.ran = None
+            return original(*args, **kwargs)
+
+        torch.compile = compile
+
+    def stop(self) -> None:
+        """Remove the hook."""
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+            torch.compile = self._compile

@@ -1,0 +1,71 @@
+"""What the learning-rate schedulers attached to an optimizer will do, found by stepping copies of them."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import time
+import warnings
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+#: how far ahead a schedule is followed, steps and seconds
+_HORIZON, _SECONDS = 20_000, 0.25
+
+
+class _Stub:
+    """Stands in for the optimizer: schedulers read and write its groups and nothing else."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.param_groups = [
+            {key: _number(value) for key, value in group.items() if key != "params"}
+            for group in optimizer.param_groups
+        ]
+        self.defaults = dict(optimizer.defaults)
+        self.state: dict[Any, Any] = {}
+        self._opt_called = True
+
+    def step(self) -> None:
+        """Do nothing; schedulers look whether it exists."""
+
+
+def future(optimizer: torch.optim.Optimizer) -> dict[int, tuple[tuple[int, float], ...]]:
+    """Return, by group, (steps from now, lr) at geometrically spaced steps; empty without a scheduler.
+
+    A scheduler driven by a metric (`ReduceLROnPlateau`) can't be foreseen.
+    """
+    mine = [s for s in _schedulers() if getattr(s, "optimizer", None) is optimizer]
+    inner = {id(child) for s in mine for child in getattr(s, "_schedulers", ())}
+    outer = [s for s in mine if id(s) not in inner and not isinstance(s, ReduceLROnPlateau)]
+    if not outer:
+        return {}
+    stub = _Stub(optimizer)
+    found: dict[int, list[tuple[int, float]]] = {i: [] for i in range(len(stub.param_groups))}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            copies = [copy.deepcopy(s, {id(optimizer): stub}) for s in outer]
+            deadline, wanted = time.perf_counter() + _SECONDS, 1
+            for number in range(1, _HORIZON + 1):
+                for scheduler in copies:
+                    scheduler.step()
+                if number >= wanted:
+                    for index, group in enumerate(stub.param_groups):
+                        found[index].append((number, float(group["lr"])))
+                    wanted = max(wanted + 1, int(wanted * 1.03))
+                    if time.perf_counter() > deadline:
+                        break
+        except Exception:
+            # the schedule ends (OneCycleLR raises past its last step) or can't be copied: keep what was found
+            pass
+    return {index: tuple(points) for index, points in found.items() if points}
+
+
+def _schedulers() -> list[LRScheduler]:
+    return [o for o in gc.get_objects() if issubclass(type(o), LRScheduler)]
+
+
+def _number(value: Any) -> Any:
+    return float(value) if isinstance(value, torch.Tensor) else copy.copy(value)

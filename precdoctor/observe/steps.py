@@ -1,0 +1,316 @@
+"""The step monitor: sees every optimizer step of the process through torch's global hooks."""
+
+from __future__ import annotations
+
+import sys
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from precdoctor.evidence import Bench
+from precdoctor.observe.bench import bench, is_elementwise
+from precdoctor.observe.lane import WHOLE_BUDGET, Lane, Replay
+from precdoctor.observe.twin import CannotReplay
+from precdoctor.observe.watch import Watch, limits_for
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """Which steps are observed in detail."""
+
+    #: every N-th step, whatever it costs; None: as the budget allows
+    every: int | None = None
+    #: share of the run's wall time that observing may take
+    budget: float = 0.02
+    #: the first steps, all observed
+    dense: int = 10
+    #: after those, at most one step in this many
+    stride: int = 10
+
+    def due(self, number: int, last: int | None, spent: float, elapsed: float) -> bool:
+        """Tell whether step ``number`` (from 0) is observed; ``spent`` of ``elapsed`` seconds went here."""
+        if self.every is not None:
+            return number % self.every == 0
+        if number < self.dense or last is None:
+            return True
+        return number - last >= self.stride and spent <= self.budget * elapsed
+
+
+@dataclass(slots=True)
+class Record:
+    """What is kept of one optimizer."""
+
+    optimizer: weakref.ref[torch.optim.Optimizer]
+    type: str
+    #: position in order of appearance
+    index: int
+    steps: int = 0
+    observed: int = 0
+    last: int | None = None
+    #: lanes of each group, with the identity of the parameters they were built for
+    lanes: dict[int, tuple[tuple[Any, ...], list[Lane]]] = field(default_factory=dict)
+    benches: dict[tuple[int, str], Bench] = field(default_factory=dict)
+    modes: dict[tuple[int, int], tuple[Replay, str, bool]] = field(default_factory=dict)
+    #: first, last and largest learning rate, and the other settings, by group
+    groups: dict[int, dict[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Pending:
+    record: Record
+    #: the frame of torch's hook wrapper: tells a nested call from one that raised
+    frame: FrameType
+    nested: bool = False
+    closure: bool = False
+    lanes: list[tuple[int, Lane]] = field(default_factory=list)
+
+
+class StepMonitor:
+    """Observes optimizer steps; ``attach`` and ``detach`` put the hooks in place and take them away."""
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        *,
+        watch: int | None = None,
+        only: torch.optim.Optimizer | None = None,
+        on_lane: Callable[[Lane], None],
+        on_observation: Callable[[int], None],
+        on_step: Callable[[int], None] | None = None,
+    ) -> None:
+        self.schedule, self.watch, self.only = schedule, watch, only
+        self.records: list[Record] = []
+        #: lanes by the parameters they observe: a new optimizer over the same parameters goes on with them
+        self.lanes: dict[tuple[Any, ...], list[Lane]] = {}
+        self.seconds = 0.0
+        self._unseen: dict[str, None] = {}
+        self._on_lane, self._on_observation, self._on_step = on_lane, on_observation, on_step
+        self._by_id: dict[int, Record] = {}
+        self._stack: list[_Pending] = []
+        self._busy = False
+        self._started = time.perf_counter()
+        self._handles: list[Any] = []
+        self._next_stretch = 1
+
+    @property
+    def limits(self) -> tuple[str, ...]:
+        """Return what could not be observed and why, in sentences."""
+        found = dict.fromkeys(self._unseen)
+        for record in self.records:
+            for _, lanes in record.lanes.values():
+                for lane in lanes:
+                    if lane.replay == "none" and lane.ledger.steps:
+                        text = f"{record.type} can't be replayed ({lane.why_not}): judged by motion alone"
+                        found[text] = None
+        return tuple(found)
+
+    @property
+    def steps(self) -> int:
+        """Return the number of steps of the optimizer that made most."""
+        return max((r.steps for r in self.records), default=0)
+
+    @property
+    def observed(self) -> int:
+        """Return the number of steps observed in detail, of the optimizer that was observed most."""
+        return max((r.observed for r in self.records), default=0)
+
+    def attach(self) -> None:
+        """Register the hooks."""
+        self._started = time.perf_counter()
+        self._handles = [
+            register_optimizer_step_pre_hook(self._before_step),
+            register_optimizer_step_post_hook(self._after_step),
+        ]
+
+    def detach(self) -> None:
+        """Remove the hooks; what was seen stays."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        self._stack = []
+
+    def record_of(self, optimizer: torch.optim.Optimizer) -> Record:
+        """Return the record of an optimizer, made at its first step."""
+        record = self._by_id.get(id(optimizer))
+        if record is None or record.optimizer() is not optimizer:
+            kind = type(optimizer)
+            record = Record(
+                weakref.ref(optimizer), f"{kind.__module__}.{kind.__qualname__}", len(self.records)
+            )
+            self.records.append(record)
+            self._by_id[id(optimizer)] = record
+        return record
+
+    # ------------------------------------------------------------------ hooks
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if self._busy or (self.only is not None and optimizer is not self.only):
+            return
+        start = time.perf_counter()
+        frame = sys._getframe(1)
+        record = self.record_of(optimizer)
+        pending = _Pending(record, frame, closure=len(args) > 1 or kwargs.get("closure") is not None)
+        self._drop_stale(frame)
+        pending.nested = any(p.record is record for p in self._stack)
+        self._stack.append(pending)
+        due = self.schedule.due(record.steps, record.last, self.seconds, start - self._started)
+        if due and not pending.nested:
+            self._busy = True
+            try:
+                with torch.no_grad():
+                    self._snapshot(optimizer, pending)
+                    self._on_observation(record.observed)
+            finally:
+                self._busy = False
+            self.seconds += time.perf_counter() - start
+
+    def _drop_stale(self, frame: FrameType | None) -> None:
+        """Forget steps that raised: their wrapper is no longer on the call stack."""
+        if not self._stack:
+            return
+        alive = []
+        while frame is not None:
+            alive.append(frame)
+            frame = frame.f_back
+        self._stack = [p for p in self._stack if any(p.frame is f for f in alive)]
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        if self._busy or (self.only is not None and optimizer is not self.only):
+            return
+        frame = sys._getframe(1)
+        while self._stack and self._stack[-1].frame is not frame:
+            self._stack.pop()
+        if not self._stack:  # attached in the middle of a step
+            return
+        pending = self._stack.pop()
+        if pending.nested:
+            return
+        record = pending.record
+        record.steps += 1
+        if pending.lanes:
+            start = time.perf_counter()
+            self._busy = True
+            try:
+                with torch.no_grad():
+                    self._finish(optimizer, pending)
+            finally:
+                self._busy = False
+            self.seconds += time.perf_counter() - start
+        if self._on_step is not None:
+            self._on_step(self.steps)
+
+    # ------------------------------------------------------------------ observing
+
+    def _snapshot(self, optimizer: torch.optim.Optimizer, pending: _Pending) -> None:
+        for index, group in enumerate(optimizer.param_groups):
+            for lane in self._lanes_of(optimizer, pending.record, index, group):
+                lane.snapshot(optimizer, gradients=not pending.closure)
+                pending.lanes.append((index, lane))
+            self._note_group(pending.record, index, group)
+
+    def _finish(self, optimizer: torch.optim.Optimizer, pending: _Pending) -> None:
+        record = pending.record
+        record.observed += 1
+        record.last = record.steps - 1
+        for index, lane in pending.lanes:
+            lane.finish(optimizer, index, record.steps, closure=pending.closure)
+        # an optimizer around this one steps the same parameters: they have been seen
+        mine = {id(p) for _, lane in pending.lanes for p in lane.alive() if p is not None}
+        for outer in self._stack:
+            outer.lanes = [
+                (i, lane)
+                for i, lane in outer.lanes
+                if not mine & {id(p) for p in lane.alive() if p is not None}
+            ]
+        if record.index == 0 and record.observed >= self._next_stretch:
+            self.close_stretch()
+
+    def close_stretch(self) -> None:
+        """End a stretch of the timeline: the first ones are single steps, later ones ever longer."""
+        for lanes in self.lanes.values():
+            for lane in lanes:
+                lane.ledger.close_stretch(self.steps)
+        self._next_stretch = max(self._next_stretch + 1, int(self._next_stretch * 1.08))
+
+    def _note_group(self, record: Record, index: int, group: dict[str, Any]) -> None:
+        lr = group.get("lr")
+        lr = None if lr is None or (isinstance(lr, Tensor) and lr.device.type != "cpu") else float(lr)
+        known = record.groups.setdefault(index, {"lr_first": lr, "lr_max": lr})
+        known["lr_last"] = lr
+        if lr is not None:
+            known["lr_max"] = max(known["lr_max"] or 0.0, lr)
+        known["weight_decay"] = float(group.get("weight_decay") or 0.0)
+        betas = group.get("betas")
+        known["betas"] = tuple(float(b) for b in betas) if isinstance(betas, (tuple, list)) else ()
+        eps = group.get("eps")
+        known["eps"] = float(eps) if isinstance(eps, (int, float)) else None
+        known["tensors"] = len(group["params"])
+
+    def _lanes_of(
+        self, optimizer: torch.optim.Optimizer, record: Record, index: int, group: dict[str, Any]
+    ) -> list[Lane]:
+        key = (record.type, *((id(p), p.dtype) for p in group["params"]))
+        known = record.lanes.get(index)
+        if known is not None and known[0] == key:
+            return known[1]
+        lanes = self.lanes.get(key)
+        if lanes is None or any(p is None for lane in lanes for p in lane.alive()):
+            lanes = self._built(optimizer, record, index, group["params"])
+            self.lanes[key] = lanes
+        record.lanes[index] = (key, lanes)
+        return lanes
+
+    def _built(
+        self, optimizer: torch.optim.Optimizer, record: Record, index: int, parameters: list[Tensor]
+    ) -> list[Lane]:
+        watchable = []
+        for position, parameter in enumerate(parameters):
+            if type(parameter) in (Tensor, torch.nn.Parameter) and parameter.is_floating_point():
+                if parameter.numel() and parameter.layout == torch.strided and not parameter.is_meta:
+                    watchable.append((position, parameter))
+                continue
+            kind = type(parameter).__name__
+            self._unseen[f"{kind} parameters of {parameter.dtype} are not observed"] = None
+        numels, sizes = self._all_sizes(optimizer)
+        limit = min(limits_for(numels, sizes, self.watch), default=0)
+        sorts: dict[tuple[Any, ...], list[tuple[int, Tensor]]] = {}
+        for position, parameter in watchable:
+            mode = self._mode(optimizer, record, index, parameter)
+            sorts.setdefault((parameter.dtype, parameter.device, mode), []).append((position, parameter))
+        lanes = []
+        for (dtype, _, (replay, why_not, random)), found in sorts.items():
+            positions, members = [i for i, _ in found], [p for _, p in found]
+            watches = [Watch.of(p.numel(), limit) for p in members]
+            lane = Lane(members, positions, watches, replay, why_not=why_not, random=random)
+            lanes.append(lane)
+            self._on_lane(lane)
+            name = str(dtype).removeprefix("torch.")
+            if dtype not in (torch.float32, torch.float64) and (index, name) not in record.benches:
+                largest = max(members, key=lambda p: p.ndim)
+                record.benches[index, name] = bench(optimizer, index, dtype, max(largest.ndim, 1))
+        return lanes
+
+    def _all_sizes(self, optimizer: torch.optim.Optimizer) -> tuple[list[int], list[int]]:
+        tensors = [p for group in optimizer.param_groups for p in group["params"]]
+        return [p.numel() for p in tensors], [p.element_size() for p in tensors]
+
+    def _mode(
+        self, optimizer: torch.optim.Optimizer, record: Record, index: int, parameter: Tensor
+    ) -> tuple[Replay, str, bool]:
+        key = (index, parameter.ndim)
+        if key not in record.modes:
+            try:
+                alone, random = is_elementwise(optimizer, index, parameter.ndim)
+                record.modes[key] = ("elementwise" if alone else "whole tensor", "", random)
+            except CannotReplay as error:
+                record.modes[key] = ("none", str(error), False)
+        if record.modes[key][0] == "whole tensor" and parameter.numel() > 8 * WHOLE_BUDGET:
+            return "none", f"a tensor of {parameter.numel()} elements is too large to replay whole", False
+        return record.modes[key]

@@ -1,0 +1,95 @@
+"""Sums over elements and steps, against slow and obvious ones."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from precdoctor.formats import BFLOAT16
+from precdoctor.observe.ledger import Ledger, Segment, ratio_interval
+from precdoctor.observe.watch import RUN, Watch, limits_for
+from tests.reference import updates as reference
+
+
+@settings(max_examples=40)
+@given(seed=st.integers(0, 2**16), steps=st.integers(1, 40), size=st.integers(1, 40))
+def test_edq_equals_the_definition_for_every_window(seed: int, steps: int, size: int) -> None:
+    torch.manual_seed(seed)
+    ledger = Ledger(
+        [Segment(0, size, 1), Segment(size, 2 * size, 1)], BFLOAT16, torch.float32, torch.device("cpu")
+    )
+    weight = torch.randn(2 * size).bfloat16().float()
+    history = []
+    for _ in range(steps):
+        update = torch.randn(2 * size) * 2.0 ** float(torch.randint(-12, -4, ()))
+        after = (weight + update).bfloat16().float()
+        ledger.add(weight.clone(), after.clone(), update.double(), 0.0)
+        history.append(((after - weight)[size:].tolist(), update[size:].tolist()))
+        weight = after
+    for found in ledger.edq(1):
+        assert found.edq == pytest.approx(reference.edq(history, found.window or steps), rel=1e-3, abs=1e-4)
+        assert found.low <= found.edq <= found.high
+    lost, intended = reference.lost(history)
+    assert int(ledger.lost[size:].sum()) == lost
+    assert int(ledger.intended[size:].sum()) == intended
+    assert int(ledger.missed.sum()) == 0
+
+
+def test_headroom_of_the_scenario_is_two_bits_and_a_half_short() -> None:
+    ledger = Ledger([Segment(0, 64, 1)], BFLOAT16, torch.float32, torch.device("cpu"))
+    ones = torch.ones(64)
+    ledger.add(ones, ones, torch.full((64,), -3e-4).double(), 0.0)
+    median = ledger.histogram(0).quantile(0.5)
+    assert median == pytest.approx(math.log2(3e-4 / 2**-9), abs=0.5)
+
+
+def test_carried_remainders_are_judged_by_net_displacement() -> None:
+    """A compensated sum: each replayed update contains all that was lost before."""
+    ledger = Ledger([Segment(0, 8, 1)], BFLOAT16, torch.float32, torch.device("cpu"))
+    weight, remainder = torch.ones(8), torch.zeros(8)
+    for _ in range(200):
+        meant = remainder + 3e-4
+        after = (weight + meant).bfloat16().float()
+        ledger.add(weight.clone(), after.clone(), meant.double(), 0.0)
+        remainder, weight = meant - (after - weight), after
+    assert ledger.edq(0)[0].edq < 0.8  # counted step by step the remainder is counted many times
+    assert ledger.net_edq(0) == pytest.approx(1, abs=0.1)
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
+    """Neighbours that move together: the binomial interval would cover far less."""
+    generator = torch.Generator().manual_seed(1)
+    covered = 0
+    for _ in range(300):
+        rows = torch.randn(64, 1, generator=generator).mul_(0.3).add_(0.8).expand(64, RUN).reshape(-1)
+        found = ratio_interval(rows, torch.ones(64 * RUN), RUN)
+        assert found is not None
+        covered += found[1] <= 0.8 <= found[2]
+    assert 0.90 <= covered / 300 <= 0.98
+
+
+def test_positions_of_watched_elements_are_theirs() -> None:
+    values = torch.arange(5000.0).view(50, 100)
+    watch = Watch.of(5000, 256)
+    fetched = watch.view(values).reshape(-1)
+    assert watch.count == 256
+    assert watch.stride % 2 == 1
+    assert [watch.position(i) for i in range(256)] == fetched.tolist()
+
+
+def test_small_tensors_and_other_layouts_are_watched_as_well() -> None:
+    values = torch.arange(24.0).view(4, 6)
+    assert Watch.of(24, 64).view(values.T).reshape(-1).tolist() == values.T.reshape(-1).tolist()
+    assert Watch.of(24, 0).count == 24
+
+
+def test_watched_elements_stay_below_their_share_of_memory() -> None:
+    numels, sizes = [1_000_000] * 40, [4] * 40
+    limit = limits_for(numels, sizes, None)[0]
+    assert limit * 40 * 110 <= 0.15 * 4 * sum(numels)
+    assert limits_for(numels, sizes, 100) == [100] * 40
+    assert limits_for([10**6] * 10_000, [2] * 10_000, None)[0] == 64
