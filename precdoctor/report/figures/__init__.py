@@ -1,0 +1,8 @@
+"""Pictures of a report as inline SVG; text stays text, colours follow the page's theme."""
+
+from precdoctor.report.figures.fever import fever_chart
+from precdoctor.report.figures.headroom import headroom_histogram
+from precdoctor.report.figures.losses import loss_curve
+from precdoctor.report.figures.number_line import NumberLine, number_line
+
+__all__ = ["NumberLine", "fever_chart", "headroom_histogram", "loss_curve", "number_line"]

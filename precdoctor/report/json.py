@@ -1,0 +1,134 @@
+"""The report as JSON, schema precdoctor.report/1 (``report.schema.json`` beside this file)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from typing import Any
+
+from precdoctor.evidence import Optimizer
+from precdoctor.report.report import Report
+from precdoctor.report.rows import Row, quantiles, rows
+from precdoctor.rules.finding import Finding
+
+SCHEMA = "precdoctor.report/1"
+
+
+def render(report: Report) -> str:
+    """Return the report as strict JSON text: what is not a finite number is null."""
+    return json.dumps(_strict(document(report)), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def document(report: Report) -> dict[str, Any]:
+    """Return the report as plain containers."""
+    evidence, diagnosis = report.evidence, report.diagnosis
+    return {
+        "schema": SCHEMA,
+        "verdict": diagnosis.verdict,
+        "summary": diagnosis.summary,
+        "run": dataclasses.asdict(evidence.run),
+        "vital_signs": [dataclasses.asdict(sign) for sign in diagnosis.vital_signs],
+        "findings": [_finding(finding) for finding in diagnosis.findings],
+        "parameters": [_parameter(row) for row in rows(report)],
+        "optimizers": [_optimizer(optimizer) for optimizer in evidence.optimizers],
+        "trials": [],
+    }
+
+
+def _finding(finding: Finding) -> dict[str, Any]:
+    return {
+        "rule": finding.rule,
+        "name": finding.name,
+        "severity": finding.severity,
+        "subjects": [dataclasses.asdict(subject) for subject in finding.subjects],
+        "locations": [
+            {
+                "file": location.place.file,
+                "line": location.place.line,
+                "role": location.role,
+                "certain": location.place.certain,
+                "function": location.place.function,
+                "code": location.place.code,
+            }
+            for location in finding.locations
+        ],
+        "measured": finding.measured,
+        "message": finding.message,
+        "remedies": [
+            {"id": cure.remedy, "rank": cure.rank, "why": cure.why, "diff": cure.diff, "trial": None}
+            for cure in sorted(finding.prescriptions, key=lambda cure: cure.rank)
+        ],
+    }
+
+
+def _parameter(row: Row) -> dict[str, Any]:
+    parameter = row.parameter
+    updates, gradient = parameter.updates, parameter.gradient
+    fields: dict[str, Any] = {
+        "name": parameter.name,
+        "format": parameter.format,
+        "shape": parameter.shape,
+        "numel": parameter.numel,
+        "watched": parameter.watched,
+        "trainable": parameter.trainable,
+        "edq": row.edq,
+        "edq_low": row.edq_low,
+        "edq_high": row.edq_high,
+        "edq_measure": row.measure,
+        "lost_share": row.lost_share,
+        "headroom_bits": dict(zip(("p5", "p50", "p95"), row.headroom_bits, strict=True)),
+        "rules": row.rules,
+        "optimizer": parameter.optimizer,
+        "group": parameter.group,
+        "gradient": {"format": gradient.format, "present": gradient.present, "absent": gradient.absent},
+    }
+    if gradient.binades is not None:
+        binades = quantiles(gradient.binades.exponents)
+        fields["gradient"]["binade"] = dict(zip(("p5", "p50", "p95"), binades, strict=True))
+    if parameter.weight is not None:
+        fields["weight"] = dataclasses.asdict(parameter.weight)
+    if updates is not None:
+        fields["updates"] = {
+            "replay": updates.replay,
+            "why_not": updates.why_not,
+            "intended": updates.intended,
+            "never_moved_share": updates.never_moved_share,
+            "edq": [dataclasses.asdict(window) for window in updates.edq],
+            "net_edq": updates.net_edq,
+            "ups_intended": updates.ups_intended,
+            "downs_intended": updates.downs_intended,
+            "ups_applied": updates.ups_applied,
+            "downs_applied": updates.downs_applied,
+            "example": updates.example and dataclasses.asdict(updates.example),
+            "decay": updates.decay and dataclasses.asdict(updates.decay),
+        }
+    return fields
+
+
+def _optimizer(optimizer: Optimizer) -> dict[str, Any]:
+    groups = [
+        {
+            "lr_first": group.lr_first,
+            "lr_last": group.lr_last,
+            "weight_decay": group.weight_decay,
+            "betas": group.betas,
+            "eps": group.eps,
+            "tensors": group.tensors,
+        }
+        for group in optimizer.groups
+    ]
+    return {
+        "type": optimizer.type,
+        "steps": optimizer.steps,
+        "observed": optimizer.observed,
+        "groups": groups,
+    }
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _strict(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_strict(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
