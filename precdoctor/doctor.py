@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import gc
 import platform
+import sys
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from precdoctor.evidence import Backward, Evidence, Place, Run, Scaler
+from precdoctor.evidence import Backward, Cast, Evidence, Parameter, Place, Run, Scaler
 from precdoctor.observe import assemble
+from precdoctor.observe.frames import UserCode
 from precdoctor.observe.graph import reach
 from precdoctor.observe.lane import Lane
 from precdoctor.observe.models import Usage
 from precdoctor.observe.registry import Registry
 from precdoctor.observe.schedules import future
+from precdoctor.observe.source import Source
 from precdoctor.observe.steps import Schedule, StepMonitor
+from precdoctor.observe.watch import is_plain
 
 if TYPE_CHECKING:
     from precdoctor.observe.provenance import Provenance
@@ -85,6 +90,8 @@ class Doctor:
         self._started_at = datetime.datetime.now().astimezone()
         self._start = self._end = time.perf_counter()
         self._attached = False
+        #: the user's files on the call stack: searched for casts that nobody watched
+        self._files: tuple[str, ...] = ()
         #: parameters were met that have not been looked at yet
         self._strangers = False
 
@@ -112,6 +119,8 @@ class Doctor:
         if self._attached:
             raise RuntimeError("this Doctor is attached already")
         self._attached = True
+        if self._provenance is None:
+            self._files = _user_files(sys._getframe(1))
         self._started_at = datetime.datetime.now().astimezone()
         self._start = time.perf_counter()
         self._monitor.attach()
@@ -167,7 +176,7 @@ class Doctor:
         self._backwards += 1
         if self._monitor.steps < _WALK_STEPS and len(self._walks) < _WALKS:
             found = reach(losses)
-            self._leaves.update({id(leaf): weakref.ref(leaf) for leaf in found.leaves})
+            self._leaves.update({id(leaf): weakref.ref(leaf) for leaf in found.leaves if is_plain(leaf)})
             only_zero = {id(leaf) for leaf in found.only_zero}
             self._walks.append((False, {id(leaf) for leaf in found.leaves}, only_zero, found.zero_nodes))
             self._backward_place = self._backward_place or place
@@ -221,6 +230,9 @@ class Doctor:
             parameters = assemble.parameters(monitor, registry)
             optimizers = assemble.optimizers(monitor, registry, self._future)
             states = assemble.states(monitor, registry)
+        excerpts: tuple[tuple[str, int, tuple[str, ...]], ...] = ()
+        if self._files:
+            parameters, excerpts = _with_likely_casts(parameters, self._files)
         lanes = [lane for some in monitor.lanes.values() for lane in some]
         timeline = tuple(step for step, _, _ in lanes[0].ledger.timeline) if lanes else ()
         devices = sorted({str(lane.device) for lane in lanes})
@@ -245,6 +257,7 @@ class Doctor:
             scalers=self._scalers,
             losses=_loss_values(self._losses),
             timeline=timeline,
+            excerpts=excerpts,
         )
 
     @property
@@ -281,3 +294,28 @@ def _scalers() -> tuple[Scaler, ...]:
 def _loss_values(losses: list[tuple[int, Tensor]]) -> tuple[tuple[int, float], ...]:
     stride = max(len(losses) // 512, 1)
     return tuple((step, float(loss)) for step, loss in losses[::stride])
+
+
+def _user_files(frame: FrameType | None) -> tuple[str, ...]:
+    """Return the user's files on the call stack, innermost first."""
+    code, files = UserCode(), dict[str, None]()
+    while frame is not None:
+        if code.is_user(frame.f_code.co_filename):
+            files[frame.f_code.co_filename] = None
+        frame = frame.f_back
+    return tuple(files)
+
+
+def _with_likely_casts(
+    parameters: tuple[Parameter, ...], files: tuple[str, ...]
+) -> tuple[tuple[Parameter, ...], tuple[tuple[str, int, tuple[str, ...]], ...]]:
+    """Give parameters in low formats the cast that the source suggests: nobody saw the real one."""
+    source, places, found = Source(), dict[str, Place](), []
+    for parameter in parameters:
+        if parameter.cast is None and parameter.format not in ("float32", "float64"):
+            likely = source.likely_casts(files, parameter.format)
+            if likely:
+                cast = Cast(before="", after=parameter.format, how="found in the source", place=likely[0])
+                parameter, places[parameter.format] = dataclasses.replace(parameter, cast=cast), likely[0]
+        found.append(parameter)
+    return tuple(found), source.excerpts(places.values())

@@ -40,6 +40,8 @@ class Cast:
     how: str
     #: the user's line, where it is known
     place: Place | None = None
+    #: the assignment that names the format, where that line takes it from a constant
+    constant: Place | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,7 +27,7 @@ _MISMATCH = 0.2
 
 
 def parameters(monitor: StepMonitor, registry: Registry) -> tuple[Parameter, ...]:
-    """Return what was seen of every parameter: those that optimizers step, and trainable others."""
+    """Return what was seen of every parameter: those that optimizers step, and others that got gradients."""
     found: list[Parameter] = []
     seen: set[int] = set()
     for record, group, lane, index, identity in _best_lanes(monitor, registry):
@@ -36,7 +36,8 @@ def parameters(monitor: StepMonitor, registry: Registry) -> tuple[Parameter, ...
     roots = _optimizer_roots(registry, seen)
     constructed = [o.constructed_at for o in registry.optimizers.values() if o.constructed_at is not None]
     for identity in registry.identities:
-        if id(identity) not in seen and identity.trainable and identity.first is not None:
+        concerned = identity.gradient_present or identity.copy_of_master
+        if id(identity) not in seen and identity.trainable and concerned:
             found.append(_unstepped(identity, roots, min(constructed, default=None)))
     return tuple(found)
 
@@ -164,7 +165,9 @@ def _stepped(
     if replay != "none" and intended:
         u, a = ledger.u[part].double(), ledger.a[part].double()
         uu = float(ledger.uu[part].double().sum())
-        ww = float(ledger.before[part].double().square().sum())
+        # the larger of first and last: one that starts or has arrived at zero is not moving wildly
+        ends = [w[part].double().square().sum() for w in (ledger.first, ledger.before) if w is not None]
+        ww = max(float(w) for w in ends)
         never = (ledger.intended[part] > 0) & (ledger.lost[part] == ledger.intended[part])
         ups, ups_applied = int(ledger.ups_intended[part].sum()), int(ledger.ups_applied[part].sum())
         lost = int(ledger.lost[part].sum())

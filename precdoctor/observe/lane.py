@@ -144,6 +144,7 @@ class Lane:
                 self.give_up(f"its gradients are {gradient.layout} ({type(gradient).__name__})")
                 found = [None if g is gradient else g for g in found]
         values = self._gradient.fetch(found)
+        self._gradient.forget()  # else the gradients would outlive zero_grad, and double their memory
         scale = getattr(optimizer, "grad_scale", None)
         if isinstance(scale, Tensor):  # a fused step under a GradScaler divides inside
             values.div_(scale.to(values.device))

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from precdoctor.observe.watch import is_plain
+
 #: prefixes that wrappers put in front of names
 _WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.")
 
@@ -41,7 +43,7 @@ class Models:
             own: list[tuple[Tensor, Owner]] = []
             for prefix, module in root.named_modules():
                 for name, parameter in module._parameters.items():
-                    if parameter is not None and id(parameter) not in self._known:
+                    if parameter is not None and is_plain(parameter) and id(parameter) not in self._known:
                         full = stripped(f"{prefix}.{name}" if prefix else name)
                         owner = Owner(full, type(module).__qualname__, id(root), id(module))
                         self._known[id(parameter)] = (weakref.ref(parameter), owner)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from precdoctor.evidence import Cast, Place
 from precdoctor.observe.models import Models, Owner
 from precdoctor.observe.provenance import Provenance
-from precdoctor.observe.watch import Watch
+from precdoctor.observe.watch import Watch, is_plain
 
 #: elements compared to recognise the rounded copy of a master, and to see whether an orphan moves
 _SAMPLE = 1024
@@ -97,7 +97,7 @@ class Registry:
         stepped: dict[int, Tensor] = {}
         for index, optimizer in optimizers:
             self._note_optimizer(index, optimizer)
-            stepped.update({id(p): p for group in optimizer.param_groups for p in group["params"]})
+            stepped.update({id(p): p for g in optimizer.param_groups for p in g["params"] if is_plain(p)})
         for parameter in stepped.values():
             self._note(self.identity(parameter), parameter)
         others = [(p, o) for p, o in self.models.parameters() if id(p) not in stepped]
@@ -152,12 +152,6 @@ class Registry:
 
 
 def _sample(identity: Identity, parameter: Tensor) -> None:
-    if (
-        type(parameter) not in (Tensor, nn.Parameter)
-        or parameter.is_meta
-        or parameter.layout != torch.strided
-    ):
-        return
     if identity.watch is None:
         identity.watch = Watch.of(parameter.numel(), _SAMPLE)
     now = identity.watch.view(parameter).reshape(-1).double()

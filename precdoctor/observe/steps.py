@@ -18,7 +18,7 @@ from precdoctor.evidence import Bench
 from precdoctor.observe.bench import bench, is_elementwise
 from precdoctor.observe.lane import WHOLE_BUDGET, Lane, Replay
 from precdoctor.observe.twin import CannotReplay
-from precdoctor.observe.watch import Watch, limits_for
+from precdoctor.observe.watch import Watch, is_plain, limit_for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -272,14 +272,14 @@ class StepMonitor:
     ) -> list[Lane]:
         watchable = []
         for position, parameter in enumerate(parameters):
-            if type(parameter) in (Tensor, torch.nn.Parameter) and parameter.is_floating_point():
-                if parameter.numel() and parameter.layout == torch.strided and not parameter.is_meta:
+            if is_plain(parameter) and parameter.is_floating_point():
+                if parameter.numel():
                     watchable.append((position, parameter))
                 continue
             kind = type(parameter).__name__
             self._unseen[f"{kind} parameters of {parameter.dtype} are not observed"] = None
-        numels, sizes = self._all_sizes(optimizer)
-        limit = min(limits_for(numels, sizes, self.watch), default=0)
+        tensors = [p for group in optimizer.param_groups for p in group["params"]]
+        limit = limit_for([p.numel() for p in tensors], [p.element_size() for p in tensors], self.watch)
         sorts: dict[tuple[Any, ...], list[tuple[int, Tensor]]] = {}
         for position, parameter in watchable:
             mode = self._mode(optimizer, record, index, parameter)
@@ -296,10 +296,6 @@ class StepMonitor:
                 largest = max(members, key=lambda p: p.ndim)
                 record.benches[index, name] = bench(optimizer, index, dtype, max(largest.ndim, 1))
         return lanes
-
-    def _all_sizes(self, optimizer: torch.optim.Optimizer) -> tuple[list[int], list[int]]:
-        tensors = [p for group in optimizer.param_groups for p in group["params"]]
-        return [p.numel() for p in tensors], [p.element_size() for p in tensors]
 
     def _mode(
         self, optimizer: torch.optim.Optimizer, record: Record, index: int, parameter: Tensor

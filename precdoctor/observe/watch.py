@@ -63,22 +63,32 @@ class Watch:
         return tensor.as_strided((self.runs, RUN), (self.stride, 1))
 
 
-def limits_for(numels: list[int], element_sizes: list[int], watch: int | None) -> list[int]:
-    """Share out the watched elements over tensors, in the order given; 0 stands for "all".
+def is_plain(tensor: Tensor) -> bool:
+    """Tell whether a tensor is an ordinary one, with elements in memory that can be looked at.
+
+    Of others (subclasses that wrap tensors, sparse or meta ones) not even a weak reference is held:
+    torch swaps subclasses in place when a module moves, and refuses tensors that have one.
+    """
+    ordinary = type(tensor) in (Tensor, torch.nn.Parameter) and tensor.layout == torch.strided
+    return ordinary and not tensor.is_meta
+
+
+def limit_for(numels: list[int], element_sizes: list[int], watch: int | None) -> int:
+    """Return how many elements of each tensor of an optimizer are watched; 0 stands for "all".
 
     ``watch`` is the user's wish per tensor (0 = all). Without one: as many as keep the ledgers below 15 %
     of the parameters' bytes (or 2 MB) and 2**18 elements in all, at least 64 per tensor. With 1,024 a
     share has an interval of +-3 % after one step, less after several.
     """
     if watch is not None:
-        return [watch] * len(numels)
+        return watch
     ledger_bytes = 110  # per watched element: see Ledger
     parameter_bytes = sum(n * size for n, size in zip(numels, element_sizes, strict=True))
     total = min(2**18, max(int(0.15 * parameter_bytes), 2_000_000) // ledger_bytes)
     limit = 1 << 14
     while limit > 64 and sum(min(n, limit) for n in numels) > total:
         limit //= 2
-    return [limit] * len(numels)
+    return limit
 
 
 def staging_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from precdoctor.formats import BFLOAT16
 from precdoctor.observe.ledger import Ledger, Segment, ratio_interval
-from precdoctor.observe.watch import RUN, Watch, limits_for
+from precdoctor.observe.watch import RUN, Watch, limit_for
 from tests.reference import updates as reference
 
 
@@ -89,7 +89,7 @@ def test_small_tensors_and_other_layouts_are_watched_as_well() -> None:
 
 def test_watched_elements_stay_below_their_share_of_memory() -> None:
     numels, sizes = [1_000_000] * 40, [4] * 40
-    limit = limits_for(numels, sizes, None)[0]
+    limit = limit_for(numels, sizes, None)
     assert limit * 40 * 110 <= 0.15 * 4 * sum(numels)
-    assert limits_for(numels, sizes, 100) == [100] * 40
-    assert limits_for([10**6] * 10_000, [2] * 10_000, None)[0] == 64
+    assert limit_for(numels, sizes, 100) == 100
+    assert limit_for([10**6] * 10_000, [2] * 10_000, None) == 64

@@ -281,7 +281,9 @@ def test_tells_parameters_made_after_the_optimizer(provenance: Provenance, write
 
 def test_a_parameter_that_took_the_address_of_a_dead_one_is_not_known(provenance: Provenance) -> None:
     module = nn.Linear(2, 2)
-    provenance._records[id(raw := nn.Parameter(torch.zeros(2)))] = provenance._records[id(module.weight)]
+    history = provenance._histories.of(module.weight)
+    assert history is not None
+    provenance._histories.remember(raw := nn.Parameter(torch.zeros(2)), history)
     assert provenance.created_at(module.weight) is not None
     assert provenance.created_at(raw) is None
 
@@ -299,17 +301,19 @@ def test_keeps_nothing_alive_and_holds_no_weak_reference_to_a_tensor() -> None:
 
 def test_backward_tells_the_line_and_the_losses(provenance: Provenance, write: Write) -> None:
     seen: list[tuple[float, str]] = []
-    provenance.on_backward(lambda losses, place: seen.append((losses[0].item(), line(place))))
+    provenance.on_backward(lambda losses, place: seen.append((sum(t.item() for t in losses), line(place))))
     write(
         "w = torch.ones(2, requires_grad=True)\n"
         "w.sum().backward()\n"
         "torch.autograd.backward([(2 * w).sum()])\n"
+        "torch.autograd.backward(t for t in [w.sum()])\n"
         "h = torch.utils.checkpoint.checkpoint(torch.tanh, w, use_reentrant=True)\n"
         "(0 * h).sum().backward()\n"
     )
     assert seen == [
         (2.0, "w.sum().backward()"),
         (4.0, "torch.autograd.backward([(2 * w).sum()])"),
+        (0, "torch.autograd.backward(t for t in [w.sum()])"),
         (0.0, "(0 * h).sum().backward()"),
     ]
     assert line(provenance.backward_place) == "w.sum().backward()"

@@ -25,9 +25,7 @@ class _Descent(torch.optim.Optimizer):
                 if "momentum" not in state:
                     state["momentum"] = torch.zeros_like(p)
                 state["momentum"].mul_(group["momentum"]).add_(p.grad)
-                self.store(
-                    p, state, -group["lr"] * state["momentum"] - group["lr"] * group["weight_decay"] * p
-                )
+                self.store(p, -group["lr"] * state["momentum"] - group["lr"] * group["weight_decay"] * p)
 
     def store(self, p: torch.Tensor, update: torch.Tensor) -> None:
         raise NotImplementedError
