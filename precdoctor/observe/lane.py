@@ -212,7 +212,8 @@ class Lane:
         if closure:
             self._fetch_gradients(optimizer, parameters)
         after = self._after.fetch(parameters)
-        self.gradients.add(self._gradient.values, self.present)
+        awaited = [p is not None and p.requires_grad for p in parameters]
+        self.gradients.add(self._gradient.values, self.present, awaited)
         before = self._before.values
         intended = torch.zeros_like(before, dtype=torch.float64)
         if self.replay != "none":

@@ -230,8 +230,11 @@ class GradientLedger:
         self.present = [0] * count
         self.absent = [0] * count
 
-    def add(self, gradient: Tensor, present: list[bool]) -> None:
-        """Add the gradients of one step, shape (n,), float32 or float64; absent ones count nothing."""
+    def add(self, gradient: Tensor, present: list[bool], awaited: list[bool] | None = None) -> None:
+        """Add the gradients of one step, shape (n,), float32 or float64.
+
+        An absent one counts as absent where it was ``awaited``: not while a parameter rests on purpose.
+        """
         mask = torch.tensor(present, device=self.owner.device)
         counted = mask[self.owner].to(torch.int32)
         self.bins.index_add_(0, self.owner * BINADE_BINS + binade_index(gradient), counted)
@@ -241,7 +244,7 @@ class GradientLedger:
         for index, here in enumerate(present):
             if here:
                 self.present[index] += 1
-            else:
+            elif awaited is None or awaited[index]:
                 self.absent[index] += 1
 
     def binades(self, index: int) -> Binades:
