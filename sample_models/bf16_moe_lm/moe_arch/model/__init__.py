@@ -1,0 +1,3 @@
+from moe_arch.model.transformer import ModelConfig, MoETransformer
+
+__all__ = ["MoETransformer", "ModelConfig"]
