@@ -1,0 +1,203 @@
+"""PD105: with the schedule given, updates will be lost from some step on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from precdoctor.evidence import Evidence
+from precdoctor.rules.descent import edq_at, is_meant, quality
+from precdoctor.rules.finding import Finding, Severity
+from precdoctor.rules.measures import measured, sample_note
+from precdoctor.rules.prescriptions import for_lost_updates
+from precdoctor.rules.reading import Stepped, by_cause, format_locations, parameter_subjects, stepped
+from precdoctor.rules.rule import Rule
+from precdoctor.rules.swallowed_update import MIN_JUDGED
+from precdoctor.rules.wording import count, number, percent
+
+#: expected EDQ under which a parameter counts as freezing: half of the descent is lost
+FREEZING_EDQ = 0.5
+#: EDQ (lower bound) from which a parameter is healthy now; less is PD102's (error) business
+HEALTHY_EDQ = 0.7
+#: share of the steps to come that must be lost: every schedule that ends at 0 loses its last few
+MIN_LOST_FUTURE_SHARE = 0.1
+#: relative change of the learning rate that a scheduler is expected to have made
+RATE_CHANGE = 0.02
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast:
+    """When a parameter's updates will be lost."""
+
+    item: Stepped
+    #: step of its optimizer at which EDQ falls under one half, and the learning rate there
+    step: int
+    lr: float
+    #: lowest EDQ up to the end of the schedule, and share of the steps until then that are under one half
+    edq_lowest: float
+    lost_future_share: float
+    #: the schedule has an end; one that falls for ever says nothing about the length of the training
+    is_bounded: bool
+
+
+class ApproachingFreeze(Rule):
+    """With the schedule given, updates will be lost from some step on: a forecast.
+
+    ## What it means
+
+    Updates shrink with the learning rate, half an ulp does not. A run that is healthy now freezes when its
+    schedule has brought the rate down far enough, parameter by parameter, the largest weights first.
+
+    ## Why it hurts
+
+    The late, small steps are where a schedule earns its keep, and in a low format they are the ones that
+    round away: bfloat16 matrices of standard deviation 0.02 keep 96 % of the descent at lr 3e-4 and 23 % at
+    3e-5, one tenth of it, where most cosine schedules end.
+
+    ## Criterion
+
+    Only for a run that was cut short (it has a future) with a scheduler that can be asked for the rates to
+    come. Each parameter's squared intended updates, by headroom in bits, are shifted by the change of rate;
+    what is looked for is the step at which the expected EDQ falls under 0.5, for parameters that are healthy
+    now (EDQ 0.7 or more at the lower end of its interval) in a format below float32. It is a warning when
+    10 % or more of the steps up to the end of the schedule are under it; else, and for a schedule without an
+    end (exponential, every so many steps), a note. A schedule ends where its rate reaches 0, stays at a floor
+    or turns up again.
+
+    ## Blind spots
+
+    Gradients and weights are taken to stay as they are; Adam-like updates follow the rate, those of plain
+    SGD shrink with the gradient as well and freeze sooner. Rates set by hand have no future that could be
+    asked for. The training may end before its schedule does. A scheduler stepped once per epoch is
+    recognised by a rate that should have changed and did not; nothing is said then.
+
+    ## Remedies
+
+    Those of PD101. A floor under the learning rate above the step's rate also avoids it.
+
+    ## References
+
+    - Yu et al. 2024, Collage, arXiv 2405.03637
+    - Loshchilov and Hutter 2017, SGDR, arXiv 1608.03983 (schedules that end near zero)
+    """
+
+    id: ClassVar[str] = "PD105"
+    name: ClassVar[str] = "approaching-freeze"
+    example: ClassVar[str] = "approaching_freeze.py"
+
+    @classmethod
+    def criterion(cls, evidence: Evidence) -> list[Finding]:
+        """Return one finding per cause and severity."""
+        if evidence.run.ended not in ("stopped", "watched"):
+            return []
+        found = {id(f.item): f for f in (forecast(i, evidence) for i in stepped(evidence)) if f is not None}
+        findings = []
+        for severity in ("warning", "note"):
+            items = [f.item for f in found.values() if _severity(f) == severity]
+            for group in by_cause(items):
+                findings.append(cls._finding(evidence, [found[id(i)] for i in group], severity))
+        return findings
+
+    @classmethod
+    def _finding(cls, evidence: Evidence, found: Sequence[Forecast], severity: Severity) -> Finding:
+        items = [f.item for f in found]
+        first = min(found, key=lambda f: f.step)
+        item = first.item
+        who = (
+            f"{item.parameter.name} ({item.format.name}) is"
+            if len(items) == 1
+            else f"{count(len(items), 'parameter')} in {item.format.name} are"
+        )
+        text = (
+            f"{who} healthy now and will lose more than half of the descent from step {first.step:,} on, "
+            f"when the schedule reaches lr {number(first.lr)}; EDQ falls to {number(first.edq_lowest)}"
+        )
+        if len(items) > 1:
+            text += f" ({item.parameter.name}, the first)"
+        if first.is_bounded:
+            text += f"; {percent(first.lost_future_share)} of the steps up to the schedule's end are lost so"
+        else:
+            text += ", should the training go on that long"
+        values = measured(evidence, items)
+        values |= {
+            "freeze_step": first.step,
+            "freeze_lr": first.lr,
+            "edq_lowest": first.edq_lowest,
+            "lost_future_share": first.lost_future_share,
+        }
+        return Finding(
+            rule=cls.id,
+            name=cls.name,
+            severity=severity,
+            subjects=parameter_subjects(i.parameter for i in items),
+            message=f"{text}{sample_note(evidence, items)}.",
+            locations=format_locations(items),
+            measured=values,
+            prescriptions=for_lost_updates(items, scaling=False),
+        )
+
+
+def forecast(item: Stepped, evidence: Evidence) -> Forecast | None:
+    """Return when a parameter that is healthy now will lose its updates; None if it will not."""
+    group, energy, found = item.group, item.updates.headroom_energy, quality(item, evidence.run)
+    future, is_bounded = _until_its_end(group.lr_future)
+    if not item.is_low or item.preserves or item.writes_nothing or found is None or not future:
+        return None
+    if found.low < HEALTHY_EDQ or not group.lr_max or not is_meant(item, evidence.run, MIN_JUDGED):
+        return None
+    if _has_another_pace(item):
+        return None
+    # the energy is that of the largest updates seen, which the largest rate made
+    expected = [edq_at(energy, lr / group.lr_max) for _, lr in future]
+    ill = [value < FREEZING_EDQ for value in expected]
+    if not any(ill):
+        return None
+    first = ill.index(True)
+    # each point stands for the steps since the one before it
+    spans = [after - before for (before, _), (after, _) in zip([(0, 0.0), *future], future, strict=False)]
+    lost = sum(span for span, is_ill in zip(spans, ill, strict=True) if is_ill)
+    return Forecast(
+        item=item,
+        step=item.optimizer.steps + future[first][0],
+        lr=future[first][1],
+        edq_lowest=min(expected),
+        lost_future_share=lost / sum(spans),
+        is_bounded=is_bounded,
+    )
+
+
+def _until_its_end(
+    future: tuple[tuple[int, float], ...],
+) -> tuple[list[tuple[int, float]], bool]:
+    """Return a schedule up to its end, and whether it has one.
+
+    It ends where the rate is 0, turns up again after its peak (a period of a cosine) or stays at a floor.
+    """
+    points = [(offset, lr) for offset, lr in future if offset > 0]
+    rates = [lr for _, lr in points]
+    peak = rates.index(max(rates)) if rates else 0
+    for index in range(peak + 1, len(points)):
+        if rates[index] <= 0 or rates[index] > rates[index - 1]:
+            return points[:index], True
+    last = len(points) - 1
+    while last > peak and rates[last - 1] == rates[-1]:
+        last -= 1
+    at_floor = last < len(points) - 1 and points[-1][0] > 2 * points[last][0]
+    return points[: last + 1], at_floor
+
+
+def _has_another_pace(item: Stepped) -> bool:
+    """Tell whether the scheduler is not stepped with the optimizer, but once per epoch, say.
+
+    It foresees that the rate changes within as many steps as were already made, in which it did not.
+    """
+    group = item.group
+    if group.lr_first != group.lr_last or not group.lr_last:
+        return False
+    near = [lr for offset, lr in group.lr_future if offset <= item.optimizer.steps]
+    return any(abs(lr - group.lr_last) > RATE_CHANGE * group.lr_last for lr in near)
+
+
+def _severity(found: Forecast) -> Severity:
+    return "warning" if found.is_bounded and found.lost_future_share >= MIN_LOST_FUTURE_SHARE else "note"

@@ -1,0 +1,30 @@
+"""All rules, by id: the table of contents."""
+
+from __future__ import annotations
+
+from precdoctor.rules.approaching_freeze import ApproachingFreeze
+from precdoctor.rules.frozen_parameter import FrozenParameter
+from precdoctor.rules.missing_gradient import MissingGradient
+from precdoctor.rules.one_sided_update import OneSidedUpdate
+from precdoctor.rules.orphan_parameter import OrphanParameter
+from precdoctor.rules.rule import Rule
+from precdoctor.rules.severed_gradient import SeveredGradient
+from precdoctor.rules.stagnant_second_moment import StagnantSecondMoment
+from precdoctor.rules.stale_optimizer import StaleOptimizer
+from precdoctor.rules.swallowed_update import SwallowedUpdate
+from precdoctor.rules.swallowed_weight_decay import SwallowedWeightDecay
+from precdoctor.rules.vanishing_epsilon import VanishingEpsilon
+
+CATALOGUE: tuple[type[Rule], ...] = (
+    FrozenParameter,  # PD101
+    SwallowedUpdate,  # PD102
+    OneSidedUpdate,  # PD103
+    SwallowedWeightDecay,  # PD104
+    ApproachingFreeze,  # PD105
+    MissingGradient,  # PD201
+    SeveredGradient,  # PD202
+    StagnantSecondMoment,  # PD301
+    VanishingEpsilon,  # PD303
+    StaleOptimizer,  # PD406
+    OrphanParameter,  # PD407
+)

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from precdoctor.evidence import Decay, Parameter
+from precdoctor.rules.swallowed_weight_decay import SwallowedWeightDecay
+from tests.rules.build import CAST, evidence, lost, norm, parameter, updates
+from tests.rules.build import with_bench as benched
+
+judge = SwallowedWeightDecay.criterion
+
+
+def decayed(**changes: Any) -> Parameter:
+    values = {"per_step": 1e-3, "arrived": 0.01, "low": -0.02, "high": 0.04, "intended_total": 0.6}
+    fmt = changes.pop("format", "bfloat16")
+    return parameter(format=fmt, updates=updates(decay=Decay(**{**values, **changes})))
+
+
+def test_finds_decay_that_never_arrives() -> None:
+    (finding,) = judge(evidence(decayed()))
+    assert finding.severity == "warning"
+    assert "shrinks a weight by 0.001 of itself per step" in finding.message
+    assert "half a bfloat16 ulp is 0.00195 .. 0.00391 of it; 1 % arrived" in finding.message
+    assert finding.locations[0].place == CAST
+
+
+@pytest.mark.parametrize(
+    ("per_step", "total", "severity"),
+    [(1e-5, 0.0015, "note"), (1e-5, 0.05, "warning"), (5e-4, 0.01, "warning"), (4.9e-4, 0.049, "note")],
+)
+def test_is_a_note_until_it_matters(per_step: float, total: float, severity: str) -> None:
+    (finding,) = judge(evidence(decayed(per_step=per_step, intended_total=total)))
+    assert finding.severity == severity
+    assert bool(finding.prescriptions) == (severity == "warning")
+
+
+def test_is_silent_when_a_fifth_or_more_may_have_arrived() -> None:
+    assert judge(evidence(decayed(high=0.21))) == []
+
+
+def test_is_silent_in_float32_and_about_optimizers_that_carry() -> None:
+    assert judge(evidence(decayed(format="float32"))) == []
+    assert judge(benched(evidence(decayed()), edq_small=1.0)) == []
+
+
+def test_leaves_frozen_parameters_to_pd101() -> None:
+    decay = Decay(per_step=1e-3, arrived=0.0, low=0.0, high=0.0, intended_total=0.6)
+    assert judge(evidence(norm(updates=lost(decay=decay)))) == []
+
+
+def test_is_silent_without_decay() -> None:
+    assert judge(evidence(parameter())) == []
