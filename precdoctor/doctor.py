@@ -161,15 +161,15 @@ class Doctor:
 
     def look(self, *, schedules: bool = True) -> None:
         """Note what is known now of models, masters, scalers and schedulers; they may be gone later."""
-        live = [(r.index, o) for r in self._monitor.records if (o := r.optimizer()) is not None]
+        live = [(r, o) for r in self._monitor.records if (o := r.optimizer()) is not None]
         with torch.no_grad():
-            self._registry.look(live)
+            self._registry.look([(record.index, optimizer) for record, optimizer in live])
         self._resolve_walks()
         if schedules:
-            for index, optimizer in live:
-                ahead = future(optimizer)
+            for record, optimizer in live:
+                ahead = future(optimizer, record.steps)
                 if ahead:
-                    self._future[index] = ahead
+                    self._future[record.index] = ahead
             self._scalers = _scalers() or self._scalers
 
     def _on_backward(self, losses: Sequence[Tensor], place: Place | None) -> None:

@@ -31,16 +31,19 @@ class _Stub:
         """Do nothing; schedulers look whether it exists."""
 
 
-def future(optimizer: torch.optim.Optimizer) -> dict[int, tuple[tuple[int, float], ...]]:
-    """Return, by group, (steps from now, lr) at geometrically spaced steps; empty without a scheduler.
+def future(optimizer: torch.optim.Optimizer, steps: int) -> dict[int, tuple[tuple[int, float], ...]]:
+    """Return, by group, (optimizer steps from now, lr), geometrically spaced; empty without a scheduler.
 
-    A scheduler driven by a metric (`ReduceLROnPlateau`) can't be foreseen.
+    ``steps`` is how many the optimizer has made: a scheduler that moved less often (once per epoch) is
+    taken to go on so. One that has not moved yet, or is driven by a metric, can't be foreseen.
     """
     mine = [s for s in _schedulers() if getattr(s, "optimizer", None) is optimizer]
     inner = {id(child) for s in mine for child in getattr(s, "_schedulers", ())}
     outer = [s for s in mine if id(s) not in inner and not isinstance(s, ReduceLROnPlateau)]
-    if not outer:
+    moved = max((s.last_epoch for s in outer), default=0)
+    if not outer or (moved == 0 and steps > 1):
         return {}
+    pace = max(steps / max(moved, 1), 1.0)
     stub = _Stub(optimizer)
     found: dict[int, list[tuple[int, float]]] = {i: [] for i in range(len(stub.param_groups))}
     with warnings.catch_warnings():
@@ -53,7 +56,7 @@ def future(optimizer: torch.optim.Optimizer) -> dict[int, tuple[tuple[int, float
                     scheduler.step()
                 if number >= wanted:
                     for index, group in enumerate(stub.param_groups):
-                        found[index].append((number, float(group["lr"])))
+                        found[index].append((round(number * pace), float(group["lr"])))
                     wanted = max(wanted + 1, int(wanted * 1.03))
                     if time.perf_counter() > deadline:
                         break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Sequence
 from typing import Literal
 
@@ -9,7 +10,7 @@ from precdoctor.evidence import Evidence
 from precdoctor.rules.catalogue import CATALOGUE
 from precdoctor.rules.finding import SEVERITIES, Diagnosis, Finding, VitalSign
 from precdoctor.rules.vital_signs import gradients_flowed, vital_signs, was_stepped
-from precdoctor.rules.wording import at, count, several
+from precdoctor.rules.wording import at, count
 
 
 def diagnose(evidence: Evidence, select: Collection[str] = (), ignore: Collection[str] = ()) -> Diagnosis:
@@ -61,11 +62,15 @@ def _verdict(
 
 
 def _worst(grave: Sequence[Finding]) -> str:
+    """Return the gravest finding's first clause, its rule and the line that causes it."""
     first = grave[0]
-    text = f"{first.name} ({first.rule}): {several([s.name for s in first.subjects])}"
-    causes = [location for location in first.locations if location.role == "cause"]
+    text = (
+        f"{re.split(r'; |[.] ', first.message, maxsplit=1)[0].removesuffix('.')} ({first.rule} {first.name}"
+    )
+    causes = [location.place for location in first.locations if location.role == "cause"]
     if causes:
-        text += at(causes[0].place) if causes[0].place.certain else f", likely{at(causes[0].place)}"
+        text += f", {'caused' if causes[0].certain else 'likely caused'}{at(causes[0])}"
+    text += ")"
     if len(grave) > 1:
         text += f"; and {count(len(grave) - 1, 'more finding')}"
     return text + "."

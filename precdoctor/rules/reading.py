@@ -127,8 +127,13 @@ def locations(causes: Iterable[Place | None], sites: Iterable[Place | None] = ()
 
 
 def format_locations(items: Sequence[Stepped]) -> tuple[Location, ...]:
-    """Return the lines that gave parameters their format (causes) and learning rate (sites)."""
-    return locations((cause_of_format(i.parameter) for i in items), map(lr_place, items))
+    """Return the lines that gave parameters their format (causes) and learning rate (sites).
+
+    Where a cast takes its format from a constant, the constant's line is a cause as well.
+    """
+    casts = [i.parameter.cast for i in items]
+    constants = (cast.constant for cast in casts if cast is not None)
+    return locations([*(cause_of_format(i.parameter) for i in items), *constants], map(lr_place, items))
 
 
 def parameter_subjects(parameters: Iterable[Parameter]) -> tuple[Subject, ...]:

@@ -28,7 +28,8 @@ def signs(given: Evidence) -> dict[str, str]:
 def test_a_frozen_norm_is_ill() -> None:
     diagnosis = diagnose(evidence(norm(), parameter()))
     assert diagnosis.verdict == "ill"
-    assert diagnosis.summary == "frozen-parameter (PD101): norm.weight at train.py:10."
+    assert diagnosis.summary.startswith("norm.weight (bfloat16) is frozen: |w| = 1, half-ULP 0.00195 down")
+    assert diagnosis.summary.endswith("bits short (PD101 frozen-parameter, caused at train.py:10).")
     assert {s.name for s in diagnosis.vital_signs if s.status == "ill"} == {
         "updates survive the weight's format"
     }
