@@ -36,7 +36,7 @@ def test_chained_and_sequential_schedulers_are_followed_as_one() -> None:
     scheduler.step()
     ahead = dict(future(optimizer, 1)[0])
     for number in range(1, 9):
-    scheduler.step()
+        scheduler.step()
         assert ahead[number] == pytest.approx(scheduler.get_last_lr()[0])
 
 
