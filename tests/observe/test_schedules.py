@@ -65,4 +65,4 @@ def test_a_schedule_that_ends_keeps_what_was_found() -> None:
     scheduler = lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=20)
     optimizer.step()
     scheduler.step()
-    assert future(optimizer, 1)[0][-1][0] == 18
+    assert future(optimizer, 1)[0][-1][0] == 19
