@@ -25,7 +25,7 @@ from precdoctor.observe.models import Usage
 from precdoctor.observe.registry import Registry
 from precdoctor.observe.schedules import future
 from precdoctor.observe.source import Source
-from precdoctor.observe.steps import Schedule, StepMonitor
+from precdoctor.observe.steps import Record, Schedule, StepMonitor, apart
 from precdoctor.observe.watch import is_plain
 
 if TYPE_CHECKING:
@@ -48,7 +48,8 @@ class Doctor:
     weights, random numbers and output are bit-identical.
 
     ``every``: observe every N-th step; by default the first ten and then as often as ``budget`` (a share
-    of wall time) allows, at most every ``stride``-th. ``watch``: elements per tensor, 0 for all.
+    of CPU time) allows, at most every ``stride``-th. ``watch``: elements per tensor, 0 for all; by default
+    as many as fit into ``memory`` (a share of the parameters' bytes).
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Doctor:
         watch: int | None = None,
         budget: float = 0.02,
         stride: int = 10,
+        memory: float = 0.15,
         probe: bool = False,
         provenance: Provenance | None = None,
         on_step: Callable[[int], None] | None = None,
@@ -72,6 +74,7 @@ class Doctor:
         self._monitor = StepMonitor(
             Schedule(every=every, budget=budget, stride=stride),
             watch=watch,
+            memory=memory,
             only=optimizer,
             on_lane=self._on_lane,
             on_observation=self._on_observation,
@@ -162,15 +165,21 @@ class Doctor:
     def look(self, *, schedules: bool = True) -> None:
         """Note what is known now of models, masters, scalers and schedulers; they may be gone later."""
         live = [(r, o) for r in self._monitor.records if (o := r.optimizer()) is not None]
-        with torch.no_grad():
-            self._registry.look([(record.index, optimizer) for record, optimizer in live])
-        self._resolve_walks()
+        quietly = self._monitor.quietly
+        quietly(lambda: self._registry.look([(record.index, optimizer) for record, optimizer in live]))
+        quietly(self._resolve_walks)
         if schedules:
-            for record, optimizer in live:
-                ahead = future(optimizer, record.steps)
-                if ahead:
-                    self._future[record.index] = ahead
-            self._scalers = _scalers() or self._scalers
+            quietly(lambda: self._look_ahead(live))
+            quietly(self._look_at_scalers)
+
+    def _look_ahead(self, live: list[tuple[Record, torch.optim.Optimizer]]) -> None:
+        for record, optimizer in live:
+            ahead = future(optimizer, record.steps)
+            if ahead:
+                self._future[record.index] = ahead
+
+    def _look_at_scalers(self) -> None:
+        self._scalers = _scalers() or self._scalers
 
     def _on_backward(self, losses: Sequence[Tensor], place: Place | None) -> None:
         self._backwards += 1
@@ -181,7 +190,10 @@ class Doctor:
             self._walks.append((False, {id(leaf) for leaf in found.leaves}, only_zero, found.zero_nodes))
             self._backward_place = self._backward_place or place
         if len(self._losses) < _LOSSES and losses and losses[0].numel() == 1:
-            self._losses.append((self._monitor.steps, losses[0].detach()))
+            loss = losses[0].detach()
+            if loss.untyped_storage().nbytes() > loss.element_size():  # one element of a large tensor
+                loss = loss.clone()
+            self._losses.append((self._monitor.steps, loss))
 
     def _resolve_walks(self) -> None:
         """Turn the leaves that the first backward passes reached into names, while they live."""
@@ -226,7 +238,7 @@ class Doctor:
             self.look()
         monitor, registry = self._monitor, self._registry
         monitor.close_stretch()
-        with torch.no_grad():
+        with apart():
             parameters = assemble.parameters(monitor, registry)
             optimizers = assemble.optimizers(monitor, registry, self._future)
             states = assemble.states(monitor, registry)

@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from precdoctor.observe.provenance import Provenance
 
 
-#: share of the wall time that a scan may spend observing; a Doctor in a long run is far more sparing
-_BUDGET = 0.25
+#: shares of the CPU time and of the parameters' bytes that a scan may spend observing; a Doctor in a long
+#: run is far more sparing
+_BUDGET, _MEMORY = 0.25, 1.0
 
 
 class StopScript(SystemExit):
@@ -250,6 +251,7 @@ class _Observer:
                 watch=self._watch,
                 budget=_BUDGET,
                 stride=1,
+                memory=_MEMORY,
                 probe=self._probe,
                 provenance=provenance,
                 on_step=self._on_step,

@@ -9,7 +9,11 @@ from typing import Any
 
 import hypothesis
 import pytest
+import torch
 from torch.optim import optimizer
+
+# two threads that share a busy core wait for each other at every tiny operation
+torch.set_num_threads(1)
 
 hypothesis.settings.register_profile("precdoctor", deadline=None, derandomize="CI" in os.environ)
 hypothesis.settings.load_profile("precdoctor")

@@ -334,7 +334,7 @@ class Run:
     device: str = ""
     #: start, ISO 8601 with offset
     started: str = ""
-    #: wall time from start to end, and the part spent observing
+    #: wall time from start to end, and CPU time spent observing
     seconds: float = 0.0
     observing_seconds: float = 0.0
     #: what could not be observed and why, in sentences

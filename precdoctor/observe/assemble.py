@@ -195,7 +195,7 @@ def _stepped(
     return Parameter(
         name=_name(identity, record, group, lane, index),
         format=ledger.fmt.name,
-        shape=lane.shapes[index],
+        shape=tuple(lane.shapes[index]),
         watched=lane.watches[index].count,
         module=identity.owner.module if identity.owner is not None else "",
         trainable=identity.trainable,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from precdoctor.numerics import format_of
 from precdoctor.observe.ledger import GradientLedger, Ledger, Segment
 from precdoctor.observe.states import StateLedger
-from precdoctor.observe.twin import CannotReplay, copied_state, step, twin, undisturbed_rng
+from precdoctor.observe.twin import CannotReplay, copied_state, setting, step, twin, undisturbed_rng
 from precdoctor.observe.watch import RUN, Watch, staging_dtype
 
 #: "elementwise": the shadow steps the watched elements; "whole tensor": it steps whole tensors;
@@ -25,7 +25,7 @@ Replay = Literal["elementwise", "whole tensor", "none"]
 #: elements of the tensors replayed whole in one observed step; larger lanes take turns
 WHOLE_BUDGET = 1 << 21
 #: observed steps in which weight decay is told apart (it takes three more replays)
-_DECAY_STEPS = 24
+_DECAY_STEPS = 12
 _PLAIN = (Tensor, nn.Parameter)
 
 
@@ -83,7 +83,7 @@ class Lane:
         self.positions, self.watches = positions, watches
         self.dtype, self.device = first.dtype, first.device
         self.parameters = [weakref.ref(p, self._forget) for p in parameters]
-        self.shapes = [tuple(p.shape) for p in parameters]
+        self.shapes = [p.shape for p in parameters]
         self.low = self.dtype not in (torch.float32, torch.float64)
         staging = staging_dtype(self.dtype)
         segments, start = [], 0
@@ -114,14 +114,17 @@ class Lane:
             flat.forget()
 
     def alive(self) -> list[Tensor | None]:
-        """Return the parameters, None for those that are gone or have been turned into another format."""
+        """Return the parameters, None for those that are gone or have got another format or shape."""
         found = [ref() for ref in self.parameters]
-        return [p if p is not None and p.dtype == self.dtype else None for p in found]
+        return [
+            p if p is not None and p.dtype == self.dtype and p.shape == shape else None
+            for p, shape in zip(found, self.shapes, strict=True)
+        ]
 
     # ------------------------------------------------------------------ before the step
 
     def snapshot(self, optimizer: torch.optim.Optimizer, *, gradients: bool) -> None:
-        """Fetch what the step is about to change. Without ``gradients`` they come with the closure."""
+        """Fetch what the step is about to change. Without ``gradients`` they are fetched after it."""
         parameters = self.alive()
         self._before.fetch(parameters)
         if gradients:
@@ -129,7 +132,10 @@ class Lane:
         if self.replay == "none":
             return
         try:
-            self._fetch_state(optimizer, parameters)
+            if self.replay == "whole tensor":
+                self._fetch_whole(optimizer, parameters, gradients=gradients)
+            else:
+                self._fetch_state(optimizer, parameters)
         except CannotReplay as error:
             self.give_up(str(error))
 
@@ -156,9 +162,6 @@ class Lane:
             )
 
     def _fetch_state(self, optimizer: torch.optim.Optimizer, parameters: list[Tensor | None]) -> None:
-        if self.replay == "whole tensor":
-            self._fetch_whole(optimizer, parameters)
-            return
         count = len(parameters)
         self._roles, self._scalars = {}, [None] * count
         keys: dict[tuple[Any, ...], list[int]] = {}
@@ -186,7 +189,9 @@ class Lane:
                 self._state[name] = Flat(self.watches, self.ledger.u.dtype, self.device)
             self._state[name].fetch(tensors)
 
-    def _fetch_whole(self, optimizer: torch.optim.Optimizer, parameters: list[Tensor | None]) -> None:
+    def _fetch_whole(
+        self, optimizer: torch.optim.Optimizer, parameters: list[Tensor | None], *, gradients: bool
+    ) -> None:
         self._whole, spent, count = [], 0, len(parameters)
         for offset in range(count):
             index = (self._turn + offset) % count
@@ -199,17 +204,17 @@ class Lane:
             spent += parameter.numel()
             state = {name: copied_state(value) for name, value in optimizer.state.get(parameter, {}).items()}
             before = parameter.detach().to(torch.float64, copy=True)
-            gradient = parameter.grad
+            gradient = parameter.grad if gradients else None
             self._whole.append(
                 (index, before, torch.empty(0) if gradient is None else gradient.double().clone(), state)
             )
 
     # ------------------------------------------------------------------ after the step
 
-    def finish(self, optimizer: torch.optim.Optimizer, group: int, number: int, *, closure: bool) -> None:
+    def finish(self, optimizer: torch.optim.Optimizer, group: int, number: int, *, late: bool) -> None:
         """Fetch what the step has changed, replay it and enter both; ``number`` is the step's number."""
         parameters = self.alive()
-        if closure:
+        if late:
             self._fetch_gradients(optimizer, parameters)
         after = self._after.fetch(parameters)
         awaited = [p is not None and p.requires_grad for p in parameters]
@@ -232,7 +237,7 @@ class Lane:
         self._last_step = number
 
     def _weighs_decay(self, optimizer: torch.optim.Optimizer, group: int) -> bool:
-        decays = float(optimizer.param_groups[group].get("weight_decay") or 0.0) > 0
+        decays = (setting(optimizer.param_groups[group].get("weight_decay")) or 0.0) > 0
         return self.low and decays and self.replay == "elementwise" and self.ledger.steps < _DECAY_STEPS
 
     def _add_decay(self, optimizer: torch.optim.Optimizer, group: int, intended: Tensor) -> None:
@@ -343,7 +348,7 @@ class Lane:
             # the tensors were fetched before the step; the optimizer writes them in place or anew
             now: list[Tensor | None] = []
             for parameter, was in zip(self.alive(), tensors, strict=True):
-                held = None if parameter is None or was is None else optimizer.state[parameter].get(name)
+                held = None if parameter is None or was is None else optimizer.state.get(parameter, {}).get(name)
                 now.append(held if isinstance(held, Tensor) else None)
             stored = _picked(Flat(self.watches, self.ledger.u.dtype, self.device).fetch(now), pick).double()
             ledger.add(old[name], stored, meant, gradient, pick, elapsed)
@@ -357,7 +362,7 @@ class Lane:
             if not self.present[index]:
                 continue
             whole = nn.Parameter(before.clone())
-            if not gradient.numel():  # it came with the closure
+            if not gradient.numel():  # it came with a closure, or another hook has changed it
                 current = self.parameters[index]()
                 if current is None or current.grad is None:
                     continue

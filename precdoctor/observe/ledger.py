@@ -58,8 +58,8 @@ class Ledger:
         self.missed = zeros(torch.int32)
         self.first: Tensor | None = None
         self.before, self.after, self.last_u = zeros(), zeros(), zeros()
-        self.headroom = torch.zeros(count * _BINS, device=device)
-        self.energy = torch.zeros(count * _BINS, device=device)
+        self.headroom = torch.zeros(count * _BINS, dtype=torch.float32, device=device)
+        self.energy = torch.zeros(count * _BINS, dtype=torch.float32, device=device)
         self.decay: tuple[Tensor, Tensor] | None = None
         self.last_decay: Tensor | None = None
         self.steps = 0

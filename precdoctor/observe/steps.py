@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.optim.optimizer import (
+    _global_optimizer_pre_hooks,
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
 from precdoctor.evidence import Bench
+from precdoctor.formats import FormatError
+from precdoctor.numerics import format_of
 from precdoctor.observe.bench import bench, is_elementwise
 from precdoctor.observe.lane import WHOLE_BUDGET, Lane, Replay
-from precdoctor.observe.twin import CannotReplay
+from precdoctor.observe.twin import CannotReplay, setting
 from precdoctor.observe.watch import Watch, is_plain, limit_for
 
 
@@ -27,7 +35,7 @@ class Schedule:
 
     #: every N-th step, whatever it costs; None: as the budget allows
     every: int | None = None
-    #: share of the run's wall time that observing may take
+    #: share of the process's CPU time that observing may take
     budget: float = 0.02
     #: the first steps, all observed
     dense: int = 10
@@ -60,6 +68,8 @@ class Record:
     modes: dict[tuple[int, int], tuple[Replay, str, bool]] = field(default_factory=dict)
     #: first, last and largest learning rate, and the other settings, by group
     groups: dict[int, dict[str, Any]] = field(default_factory=dict)
+    #: observing it went wrong: from then on its steps are only counted
+    failed: bool = False
 
 
 @dataclass(slots=True)
@@ -68,8 +78,28 @@ class _Pending:
     #: the frame of torch's hook wrapper: tells a nested call from one that raised
     frame: FrameType
     nested: bool = False
-    closure: bool = False
+    #: gradients are final only after the step: a closure computes them, or another hook changes them
+    late: bool = False
     lanes: list[tuple[int, Lane]] = field(default_factory=list)
+
+
+class _Thread(threading.local):
+    """What belongs to one thread: each may train a model of its own."""
+
+    def __init__(self) -> None:
+        self.stack: list[_Pending] = []
+        self.busy = False
+
+
+@contextlib.contextmanager
+def apart() -> Iterator[None]:
+    """Leave the modes the run is in (autograd, inference mode, a default device) for a while.
+
+    Tensors of ours made in inference mode could not be written to afterwards, and a default device would
+    place them, and the toys of the bench test, anywhere.
+    """
+    with torch.inference_mode(False), torch.no_grad(), torch._C.DisableTorchFunction():
+        yield
 
 
 class StepMonitor:
@@ -80,22 +110,25 @@ class StepMonitor:
         schedule: Schedule,
         *,
         watch: int | None = None,
+        memory: float = 0.15,
         only: torch.optim.Optimizer | None = None,
         on_lane: Callable[[Lane], None],
         on_observation: Callable[[int], None],
         on_step: Callable[[int], None] | None = None,
     ) -> None:
-        self.schedule, self.watch, self.only = schedule, watch, only
+        self.schedule, self.watch, self.memory, self.only = schedule, watch, memory, only
         self.records: list[Record] = []
         #: lanes by the parameters they observe: a new optimizer over the same parameters goes on with them
         self.lanes: dict[tuple[Any, ...], list[Lane]] = {}
+        #: CPU seconds spent observing; CPU time is not inflated by whatever else the machine does
         self.seconds = 0.0
         self._unseen: dict[str, None] = {}
         self._on_lane, self._on_observation, self._on_step = on_lane, on_observation, on_step
         self._by_id: dict[int, Record] = {}
-        self._stack: list[_Pending] = []
-        self._busy = False
-        self._started = time.perf_counter()
+        self._thread = _Thread()
+        #: the thread whose step is being observed; those of others are only counted meanwhile
+        self._observer: threading.Thread | None = None
+        self._started = time.process_time()
         self._handles: list[Any] = []
         self._next_stretch = 1
 
@@ -123,7 +156,7 @@ class StepMonitor:
 
     def attach(self) -> None:
         """Register the hooks."""
-        self._started = time.perf_counter()
+        self._started = time.process_time()
         self._handles = [
             register_optimizer_step_pre_hook(self._before_step),
             register_optimizer_step_post_hook(self._after_step),
@@ -134,7 +167,21 @@ class StepMonitor:
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        self._stack = []
+        self._thread, self._observer = _Thread(), None
+
+    def quietly(self, act: Callable[[], None]) -> bool:
+        """Do something, apart from the run; return False where it failed, which is no matter of the run."""
+        mine, was_busy = self._thread, self._thread.busy
+        mine.busy = True
+        try:
+            with apart():
+                act()
+        except Exception as error:
+            self._unseen[f"observing failed ({type(error).__name__}: {error})"] = None
+            return False
+        finally:
+            mine.busy = was_busy
+        return True
 
     def record_of(self, optimizer: torch.optim.Optimizer) -> Record:
         """Return the record of an optimizer, made at its first step."""
@@ -151,58 +198,72 @@ class StepMonitor:
     # ------------------------------------------------------------------ hooks
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if self._busy or (self.only is not None and optimizer is not self.only):
+        mine = self._thread
+        if mine.busy or (self.only is not None and optimizer is not self.only):
             return
         start = time.perf_counter()
         frame = sys._getframe(1)
         record = self.record_of(optimizer)
-        pending = _Pending(record, frame, closure=len(args) > 1 or kwargs.get("closure") is not None)
+        closure = len(args) > 1 or kwargs.get("closure") is not None
+        pending = _Pending(record, frame, late=closure or _has_hooks(optimizer))
         self._drop_stale(frame)
-        pending.nested = any(p.record is record for p in self._stack)
-        self._stack.append(pending)
+        pending.nested = any(p.record is record for p in mine.stack)
+        mine.stack.append(pending)
         due = self.schedule.due(record.steps, record.last, self.seconds, start - self._started)
-        if due and not pending.nested:
-            self._busy = True
-            try:
-                with torch.no_grad():
-                    self._snapshot(optimizer, pending)
-                    self._on_observation(record.observed)
-            finally:
-                self._busy = False
-            self.seconds += time.perf_counter() - start
+        if not due or pending.nested or record.failed or not self._may_observe():
+            return
+
+        def observe() -> None:
+            self._snapshot(optimizer, pending)
+            self._on_observation(record.observed)
+
+        if not self.quietly(observe):
+            record.failed, pending.lanes = True, []
+        self.seconds += time.perf_counter() - start
+
+    def _may_observe(self) -> bool:
+        """Tell whether this thread may observe now, and take the place of the observer if so."""
+        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+            self._unseen["steps captured in a CUDA graph are not observed"] = None
+            return False
+        observer = self._observer
+        if observer is not None and observer is not threading.current_thread() and observer.is_alive():
+            return False
+        self._observer = threading.current_thread()
+        return True
 
     def _drop_stale(self, frame: FrameType | None) -> None:
         """Forget steps that raised: their wrapper is no longer on the call stack."""
-        if not self._stack:
+        mine = self._thread
+        if not mine.stack:
             return
         alive = []
         while frame is not None:
             alive.append(frame)
             frame = frame.f_back
-        self._stack = [p for p in self._stack if any(p.frame is f for f in alive)]
+        mine.stack = [p for p in mine.stack if any(p.frame is f for f in alive)]
 
     def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        if self._busy or (self.only is not None and optimizer is not self.only):
+        mine = self._thread
+        if mine.busy or (self.only is not None and optimizer is not self.only):
             return
         frame = sys._getframe(1)
-        while self._stack and self._stack[-1].frame is not frame:
-            self._stack.pop()
-        if not self._stack:  # attached in the middle of a step
+        while mine.stack and mine.stack[-1].frame is not frame:
+            mine.stack.pop()
+        if not mine.stack:  # attached in the middle of a step
             return
-        pending = self._stack.pop()
+        pending = mine.stack.pop()
         if pending.nested:
             return
         record = pending.record
         record.steps += 1
         if pending.lanes:
             start = time.perf_counter()
-            self._busy = True
-            try:
-                with torch.no_grad():
-                    self._finish(optimizer, pending)
-            finally:
-                self._busy = False
+            if not self.quietly(lambda: self._finish(optimizer, pending)):
+                record.failed = True
             self.seconds += time.perf_counter() - start
+        if not any(p.lanes for p in mine.stack) and self._observer is threading.current_thread():
+            self._observer = None
         if self._on_step is not None:
             self._on_step(self.steps)
 
@@ -211,7 +272,7 @@ class StepMonitor:
     def _snapshot(self, optimizer: torch.optim.Optimizer, pending: _Pending) -> None:
         for index, group in enumerate(optimizer.param_groups):
             for lane in self._lanes_of(optimizer, pending.record, index, group):
-                lane.snapshot(optimizer, gradients=not pending.closure)
+                lane.snapshot(optimizer, gradients=not pending.late)
                 pending.lanes.append((index, lane))
             self._note_group(pending.record, index, group)
 
@@ -220,10 +281,10 @@ class StepMonitor:
         record.observed += 1
         record.last = record.steps - 1
         for index, lane in pending.lanes:
-            lane.finish(optimizer, index, record.steps, closure=pending.closure)
+            lane.finish(optimizer, index, record.steps, late=pending.late)
         # an optimizer around this one steps the same parameters: they have been seen
         mine = {id(p) for _, lane in pending.lanes for p in lane.alive() if p is not None}
-        for outer in self._stack:
+        for outer in self._thread.stack:
             outer.lanes = [
                 (i, lane)
                 for i, lane in outer.lanes
@@ -240,23 +301,22 @@ class StepMonitor:
         self._next_stretch = max(self._next_stretch + 1, int(self._next_stretch * 1.08))
 
     def _note_group(self, record: Record, index: int, group: dict[str, Any]) -> None:
-        lr = group.get("lr")
-        lr = None if lr is None or (isinstance(lr, Tensor) and lr.device.type != "cpu") else float(lr)
+        lr = setting(group.get("lr"))
         known = record.groups.setdefault(index, {"lr_first": lr, "lr_max": lr})
         known["lr_last"] = lr
         if lr is not None:
             known["lr_max"] = max(known["lr_max"] or 0.0, lr)
-        known["weight_decay"] = float(group.get("weight_decay") or 0.0)
+        known["weight_decay"] = setting(group.get("weight_decay")) or 0.0
         betas = group.get("betas")
-        known["betas"] = tuple(float(b) for b in betas) if isinstance(betas, (tuple, list)) else ()
-        eps = group.get("eps")
-        known["eps"] = float(eps) if isinstance(eps, (int, float)) else None
+        numbers = [setting(b) for b in betas] if isinstance(betas, (tuple, list)) else []
+        known["betas"] = tuple(b for b in numbers if b is not None)
+        known["eps"] = setting(group.get("eps"))
         known["tensors"] = len(group["params"])
 
     def _lanes_of(
         self, optimizer: torch.optim.Optimizer, record: Record, index: int, group: dict[str, Any]
     ) -> list[Lane]:
-        key = (record.type, *((id(p), p.dtype) for p in group["params"]))
+        key = (record.type, *((id(p), p.dtype, p.shape) for p in group["params"]))
         known = record.lanes.get(index)
         if known is not None and known[0] == key:
             return known[1]
@@ -272,14 +332,16 @@ class StepMonitor:
     ) -> list[Lane]:
         watchable = []
         for position, parameter in enumerate(parameters):
-            if is_plain(parameter) and parameter.is_floating_point():
+            if is_plain(parameter) and parameter.is_floating_point() and _has_format(parameter.dtype):
                 if parameter.numel():
                     watchable.append((position, parameter))
                 continue
             kind = type(parameter).__name__
             self._unseen[f"{kind} parameters of {parameter.dtype} are not observed"] = None
         tensors = [p for group in optimizer.param_groups for p in group["params"]]
-        limit = limit_for([p.numel() for p in tensors], [p.element_size() for p in tensors], self.watch)
+        limit = limit_for(
+            [p.numel() for p in tensors], [p.element_size() for p in tensors], self.watch, self.memory
+        )
         sorts: dict[tuple[Any, ...], list[tuple[int, Tensor]]] = {}
         for position, parameter in watchable:
             mode = self._mode(optimizer, record, index, parameter)
@@ -310,3 +372,18 @@ class StepMonitor:
         if record.modes[key][0] == "whole tensor" and parameter.numel() > 8 * WHOLE_BUDGET:
             return "none", f"a tensor of {parameter.numel()} elements is too large to replay whole", False
         return record.modes[key]
+
+
+def _has_format(dtype: torch.dtype) -> bool:
+    try:
+        format_of(dtype)
+    except FormatError:
+        return False
+    return True
+
+
+def _has_hooks(optimizer: torch.optim.Optimizer) -> bool:
+    """Tell whether hooks run between ours and the step: they may clip or change the gradients."""
+    if isinstance(getattr(optimizer, "grad_scale", None), Tensor):
+        return False  # a fused step divides the gradients themselves: read them before
+    return len(_global_optimizer_pre_hooks) > 1 or bool(optimizer._optimizer_step_pre_hooks)

@@ -88,6 +88,13 @@ def step(shadow: torch.optim.Optimizer) -> None:
         raise CannotReplay(f"{type(error).__name__}: {error}") from None
 
 
+def setting(value: Any) -> float | None:
+    """Return a hyper-parameter as a number; None for what is none, or whose reading waits for a device."""
+    if isinstance(value, Tensor):
+        return float(value.detach()) if value.device.type == "cpu" and value.numel() == 1 else None
+    return float(value) if isinstance(value, (int, float)) else None
+
+
 def copied_state(value: Any) -> Any:
     """Return a copy of one entry of an optimizer's state that a step may write to."""
     return _copied(value, "state")

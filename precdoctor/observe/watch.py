@@ -13,6 +13,9 @@ from torch import Tensor
 
 #: elements of a run: one cache line of float32
 RUN = 16
+#: bytes per watched element, measured: ledgers and the replay's passing copies; below float32 the
+#: optimizer's state and weight decay are compared as well
+_BYTES, _LOW_BYTES = 250, 450
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,18 +76,18 @@ def is_plain(tensor: Tensor) -> bool:
     return ordinary and not tensor.is_meta
 
 
-def limit_for(numels: list[int], element_sizes: list[int], watch: int | None) -> int:
+def limit_for(numels: list[int], element_sizes: list[int], watch: int | None, memory: float) -> int:
     """Return how many elements of each tensor of an optimizer are watched; 0 stands for "all".
 
-    ``watch`` is the user's wish per tensor (0 = all). Without one: as many as keep the ledgers below 15 %
-    of the parameters' bytes (or 2 MB) and 2**18 elements in all, at least 64 per tensor. With 1,024 a
-    share has an interval of +-3 % after one step, less after several.
+    ``watch`` is the user's wish per tensor (0 = all). Without one: as many as keep what watching takes
+    below ``memory`` (a share of the parameters' bytes, at least 2 MB) and 2**18 elements in all, but 64
+    per tensor. With 1,024 a share has an interval of +-3 % after one step, less after several.
     """
     if watch is not None:
         return watch
-    ledger_bytes = 110  # per watched element: see Ledger
     parameter_bytes = sum(n * size for n, size in zip(numels, element_sizes, strict=True))
-    total = min(2**18, max(int(0.15 * parameter_bytes), 2_000_000) // ledger_bytes)
+    per_element = max((_LOW_BYTES if size < 4 else _BYTES for size in element_sizes), default=_BYTES)
+    total = min(2**18, max(int(memory * parameter_bytes), 2_000_000) // per_element)
     limit = 1 << 14
     while limit > 64 and sum(min(n, limit) for n in numels) > total:
         limit //= 2

@@ -89,7 +89,10 @@ def test_small_tensors_and_other_layouts_are_watched_as_well() -> None:
 
 def test_watched_elements_stay_below_their_share_of_memory() -> None:
     numels, sizes = [1_000_000] * 40, [4] * 40
-    limit = limit_for(numels, sizes, None)
-    assert limit * 40 * 110 <= 0.15 * 4 * sum(numels)
-    assert limit_for(numels, sizes, 100) == 100
-    assert limit_for([10**6] * 10_000, [2] * 10_000, None) == 64
+    limit = limit_for(numels, sizes, None, 0.15)
+    assert limit * 40 * 250 <= 0.15 * 4 * sum(numels) < 2 * limit * 40 * 250
+    assert limit_for(numels, [2] * 40, None, 0.15) < limit
+    assert limit_for(numels, sizes, None, 1.0) > limit
+    assert limit_for(numels, sizes, 100, 0.15) == 100
+    assert limit_for([10**6] * 10_000, [2] * 10_000, None, 0.15) == 64
+    assert limit_for([100] * 5, [4] * 5, None, 0.15) >= 100
