@@ -99,11 +99,20 @@ def _judging(command: _Function) -> _Function:
                 show_default=True,
                 help="The mildest finding that makes the exit code 1.",
             ),
-            click.option("--html", type=_Output(), metavar="F", help="Write the report as a page."),
-            click.option("--json", type=_Output(), metavar="F", help="Write the report as JSON."),
         )
     ):
         command = option(command)
+    return _writing(command)
+
+
+def _writing(command: _Function) -> _Function:
+    """Add the options that write a report to files."""
+    for name, what in (
+        ("--sarif", "Write the findings as SARIF, for code hosts and editors."),
+        ("--json", "Write the report as JSON."),
+        ("--html", "Write the report as a page."),
+    ):
+        command = click.option(name, type=_Output(), metavar="F", help=what)(command)
     return command
 
 
@@ -155,7 +164,7 @@ Exit code: 0 no finding at or above --fail-on, 1 such a finding, 2 wrong usage,
     "--every",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Observe every N-th step. Default: the first ten, then as often as 2 % of the time allows.",
+    help="Observe every N-th step. Default: as often as a quarter of the time allows.",
 )
 @click.option(
     "--watch", type=_CountOrAll(), metavar="K|all", help="Elements to watch per tensor. Default: by size."
@@ -240,16 +249,15 @@ Example:
   precdoctor report evidence.json --html report.html"""
 )
 @click.argument("evidence", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--html", type=_Output(), metavar="F", help="Write the report as a page.")
-@click.option("--json", type=_Output(), metavar="F", help="Write the report as JSON.")
+@_writing
 @click.pass_context
-def report(context: click.Context, /, evidence: Path, html: Path | None, json: Path | None) -> None:
+def report(context: click.Context, /, evidence: Path, **files: Path | None) -> None:
     """Write the report of saved EVIDENCE to files."""
     from precdoctor.report import Report
 
-    if html is None and json is None:
+    if not any(files.values()):
         raise click.UsageError("say where: --html report.html, --json report.json", context)
-    _write_report(Report.of(_load(evidence)), html, json)
+    _write_report(Report.of(_load(evidence)), **files)
 
 
 @main.command()
@@ -325,8 +333,7 @@ def _deliver(
     select: tuple[str, ...],
     ignore: tuple[str, ...],
     fail_on: str,
-    html: Path | None,
-    json: Path | None,
+    **files: Path | None,
 ) -> int:
     """Show the report, write it where asked, and return the exit code."""
     from precdoctor.report import Report, text
@@ -334,16 +341,18 @@ def _deliver(
 
     report = Report.of(evidence, select, ignore)
     click.echo(text.render(report), err=err)
-    _write_report(report, html, json)
+    _write_report(report, **files)
     if fail_on == "never":
         return 0
     grave = SEVERITIES[SEVERITIES.index("error" if fail_on == "error" else "warning") :]
     return int(any(finding.severity in grave for finding in report.findings))
 
 
-def _write_report(report: Report, html: Path | None, json: Path | None) -> None:
+def _write_report(report: Report, *, html: Path | None, json: Path | None, sarif: Path | None) -> None:
     if json is not None:
         _write(json, "JSON report", report.to_json)
+    if sarif is not None:
+        _write(sarif, "SARIF log", report.to_sarif)
     if html is not None:
         _write(html, "report page", report.to_html)
 

@@ -348,7 +348,9 @@ class Lane:
             # the tensors were fetched before the step; the optimizer writes them in place or anew
             now: list[Tensor | None] = []
             for parameter, was in zip(self.alive(), tensors, strict=True):
-                held = None if parameter is None or was is None else optimizer.state.get(parameter, {}).get(name)
+                held = (
+                    None if parameter is None or was is None else optimizer.state.get(parameter, {}).get(name)
+                )
                 now.append(held if isinstance(held, Tensor) else None)
             stored = _picked(Flat(self.watches, self.ledger.u.dtype, self.device).fetch(now), pick).double()
             ledger.add(old[name], stored, meant, gradient, pick, elapsed)

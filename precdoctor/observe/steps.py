@@ -223,7 +223,7 @@ class StepMonitor:
 
     def _may_observe(self) -> bool:
         """Tell whether this thread may observe now, and take the place of the observer if so."""
-        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+        if _is_capturing():
             self._unseen["steps captured in a CUDA graph are not observed"] = None
             return False
         observer = self._observer
@@ -387,3 +387,8 @@ def _has_hooks(optimizer: torch.optim.Optimizer) -> bool:
     if isinstance(getattr(optimizer, "grad_scale", None), Tensor):
         return False  # a fused step divides the gradients themselves: read them before
     return len(_global_optimizer_pre_hooks) > 1 or bool(optimizer._optimizer_step_pre_hooks)
+
+
+def _is_capturing() -> bool:
+    initialized: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return initialized and torch.cuda.is_current_stream_capturing()

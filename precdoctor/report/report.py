@@ -50,6 +50,12 @@ class Report:
 
         return _written(json.render(self), path)
 
+    def to_sarif(self, path: str | Path | None = None) -> str:
+        """Return the findings as SARIF 2.1.0 text, and write it where a path is given."""
+        from precdoctor.report import sarif
+
+        return _written(sarif.render(self), path)
+
     def to_html(self, path: str | Path | None = None) -> str:
         """Return the report as one self-contained HTML page, and write it where a path is given."""
         from precdoctor.report import html

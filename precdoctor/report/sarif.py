@@ -1,0 +1,71 @@
+"""The findings as SARIF 2.1.0, the format in which code hosts and editors take findings at lines of code."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import version
+from pathlib import Path, PurePath
+from typing import Any
+
+from precdoctor.report.report import Report
+from precdoctor.rules import CATALOGUE, Finding, Location
+
+SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
+
+
+def render(report: Report) -> str:
+    """Return the findings as SARIF text; those of which no line is known come without a location."""
+    run = report.evidence.run
+    log = {
+        "$schema": SCHEMA,
+        "version": "2.1.0",
+        "runs": [
+            {
+                "tool": {
+                    "driver": {"name": "precdoctor", "version": version("precdoctor"), "rules": _rules()}
+                },
+                # a script that failed was still observed: the log is of the observation
+                "invocations": [{"executionSuccessful": True, "arguments": [run.target, *run.argv]}],
+                "results": [_result(finding) for finding in report.findings],
+            }
+        ],
+    }
+    return json.dumps(log, indent=1, ensure_ascii=False) + "\n"
+
+
+def _rules() -> list[dict[str, Any]]:
+    return [
+        {
+            "id": rule.id,
+            "name": rule.name,
+            "shortDescription": {"text": (rule.__doc__ or rule.name).strip().partition("\n")[0]},
+        }
+        for rule in CATALOGUE
+    ]
+
+
+def _result(finding: Finding) -> dict[str, Any]:
+    # SARIF shows a result at its first location: the cause, where one is known
+    places = sorted(finding.locations, key=lambda location: location.role != "cause")
+    subjects = [{"name": s.name, "kind": s.kind} for s in finding.subjects]
+    return {
+        "ruleId": finding.rule,
+        "level": finding.severity,
+        "message": {"text": finding.message},
+        "locations": [{**_physical(place), "logicalLocations": subjects} for place in places[:1]],
+        "relatedLocations": [_physical(place) for place in places[1:]],
+    }
+
+
+def _physical(location: Location) -> dict[str, Any]:
+    place = location.place
+    absolute = PurePath(place.file).is_absolute()
+    uri = Path(place.file).as_uri() if absolute else PurePath(place.file).as_posix()
+    said = location.role if place.certain else f"likely {location.role}"
+    region: dict[str, Any] = {"startLine": place.line}
+    if place.code:
+        region["snippet"] = {"text": place.code}
+    return {
+        "physicalLocation": {"artifactLocation": {"uri": uri}, "region": region},
+        "message": {"text": said},
+    }
