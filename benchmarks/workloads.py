@@ -64,6 +64,7 @@ class ManyTensors(nn.Module):
 
 #: name: model, and the shape and largest id of a batch
 WORKLOADS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int], int]] = {
+    "toy": (lambda: Gpt(layers=1, width=64, time=16), (2, 16), VOCABULARY),
     "small": (lambda: Gpt(layers=4, width=256, time=128), (8, 128), VOCABULARY),
     "mid": (lambda: Gpt(layers=8, width=512, time=128), (4, 128), VOCABULARY),
     "optb": (ManyTensors, (2, 1), 512),

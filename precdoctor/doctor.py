@@ -9,6 +9,7 @@ import platform
 import sys
 import time
 import weakref
+from collections import Counter
 from collections.abc import Callable, Sequence
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from precdoctor.observe.graph import reach
 from precdoctor.observe.lane import Lane
 from precdoctor.observe.models import Usage
 from precdoctor.observe.registry import Registry
-from precdoctor.observe.schedules import future
+from precdoctor.observe.schedules import future, live_schedulers
 from precdoctor.observe.source import Source
 from precdoctor.observe.steps import Record, Schedule, StepMonitor, apart
 from precdoctor.observe.watch import is_plain
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 #: optimizer steps (observed ones) at which models, masters and orphans are looked at again
 _LOOKS = frozenset((1, 2, 3, 5, 10, 30, 100, 300, 1000, 3000, 10_000))
+#: looks at the same number of steps, for different optimizers: each walks over all objects of the process
+_LOOKS_EACH = 4
 #: backward passes whose graph is walked, and the last step in which one is
 _WALKS, _WALK_STEPS = 8, 2
 #: loss values kept
@@ -97,6 +100,7 @@ class Doctor:
         self._files: tuple[str, ...] = ()
         #: parameters were met that have not been looked at yet
         self._strangers = False
+        self._looks: Counter[int] = Counter()
 
     # ------------------------------------------------------------------ life
 
@@ -142,12 +146,13 @@ class Doctor:
 
     def _on_lane(self, lane: Lane) -> None:
         for reference in lane.parameters:
-            self._registry.bind(reference)
-        self._strangers = True
+            if not self._registry.bind(reference):
+                self._strangers = True
 
     def _on_observation(self, observed: int) -> None:
-        if self._strangers or observed in _LOOKS:
+        if self._strangers or (observed in _LOOKS and self._looks[observed] < _LOOKS_EACH):
             self._strangers = False
+            self._looks[observed] += 1
             if observed >= 3 and self._usage is not None:
                 self._usage.stop()
                 self._registry.ran = self._usage.ran
@@ -173,8 +178,9 @@ class Doctor:
             quietly(self._look_at_scalers)
 
     def _look_ahead(self, live: list[tuple[Record, torch.optim.Optimizer]]) -> None:
+        schedulers = live_schedulers()
         for record, optimizer in live:
-            ahead = future(optimizer, record.steps)
+            ahead = future(optimizer, record.steps, schedulers)
             if ahead:
                 self._future[record.index] = ahead
 

@@ -265,7 +265,8 @@ class _Observer:
         if os.getpid() != self._process:
             return
         if self._progress is not None:
-            self._progress(steps)
+            with suppress(Exception):  # the terminal may be gone; the run goes on
+                self._progress(steps)
         if self._steps is not None and steps >= self._steps:
             self.stopped = True
             raise StopScript(0)

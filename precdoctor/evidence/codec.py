@@ -55,12 +55,17 @@ def load(path: Path) -> Evidence:
         raise EvidenceError("not a text file") from None
 
 
+def _is_same(value: Any, default: Any) -> bool:
+    # -0.0 equals 0.0
+    return bool(value == default) and not (isinstance(value, float) and repr(value) != repr(default))
+
+
 def _encode(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return {
             field.name: _encode(getattr(value, field.name))
             for field in dataclasses.fields(value)
-            if field.name == "schema" or getattr(value, field.name) != _default(field)
+            if field.name == "schema" or not _is_same(getattr(value, field.name), _default(field))
         }
     if isinstance(value, (tuple, list)):
         return [_encode(item) for item in value]

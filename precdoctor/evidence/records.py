@@ -177,6 +177,8 @@ class Parameter:
     trainable: bool = True
     #: ran the owning module's forward? None when that was not observed
     used: bool | None = None
+    #: its module ran inside the forward of a model that an optimizer steps; None: not observed
+    used_by_model: bool | None = None
     #: index in `Evidence.optimizers` of the optimizer that steps it, and of its group; None: in no optimizer
     optimizer: int | None = None
     group: int | None = None

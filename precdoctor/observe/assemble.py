@@ -34,11 +34,13 @@ def parameters(monitor: StepMonitor, registry: Registry) -> tuple[Parameter, ...
         seen.add(id(identity))
         found.append(_stepped(record, group, lane, index, identity))
     roots = _optimizer_roots(registry, seen)
+    # a model whose methods are called instead of itself tells nothing about what runs inside it
+    called = roots & set(registry.ran or ())
     constructed = [o.constructed_at for o in registry.optimizers.values() if o.constructed_at is not None]
     for identity in registry.identities:
         concerned = identity.gradient_present or identity.copy_of_master
         if id(identity) not in seen and identity.trainable and concerned:
-            found.append(_unstepped(identity, roots, min(constructed, default=None)))
+            found.append(_unstepped(identity, roots, called, min(constructed, default=None)))
     return tuple(found)
 
 
@@ -217,7 +219,7 @@ def _stepped(
     )
 
 
-def _unstepped(identity: Identity, roots: set[int], constructed: int | None) -> Parameter:
+def _unstepped(identity: Identity, roots: set[int], called: set[int], constructed: int | None) -> Parameter:
     after = None
     if constructed is not None and identity.created_at is not None:
         after = identity.created_at > constructed
@@ -229,6 +231,7 @@ def _unstepped(identity: Identity, roots: set[int], constructed: int | None) -> 
         module=identity.owner.module if identity.owner is not None else "",
         trainable=identity.trainable,
         used=True if identity.gradient_present else identity.used,
+        used_by_model=None if identity.callers is None or not called else bool(called & identity.callers),
         copy_of_master=identity.copy_of_master,
         created_after_optimizer=after,
         in_model=identity.owner is not None and (not roots or identity.owner.root in roots),

@@ -37,31 +37,27 @@ class Flat:
         self.values = torch.zeros(sum(w.count for w in watches), dtype=dtype, device=device)
         pieces = torch.split(self.values, [w.count for w in watches])
         self.chunks = [p.view(w.runs, RUN) if w.runs else p for p, w in zip(pieces, watches, strict=True)]
-        self._views: list[tuple[int, Tensor] | None] = [None] * len(watches)
 
     def fetch(self, tensors: list[Tensor | None]) -> Tensor:
-        """Copy the watched elements of the tensors here (zeros for None) and return the buffer."""
-        chunks, views = self.chunks, []
-        filled = []
-        for index, tensor in enumerate(tensors):
-            if tensor is None:
-                chunks[index].zero_()
-                continue
-            known, address = self._views[index], tensor.data_ptr()
-            if known is None or known[0] != address or known[1].dtype != tensor.dtype:
-                view = self.watches[index].view(tensor)
-                # a copy (of a tensor in another layout) must be taken anew each time
-                known = (address if view.data_ptr() == address else -1, view)
-                self._views[index] = known
-            views.append(known[1])
-            filled.append(chunks[index])
-        if views:
-            torch._foreach_copy_(filled, views)
-        return self.values
+        """Copy the watched elements of the tensors here (zeros for None) and return the buffer.
 
-    def forget(self) -> None:
-        """Let go of the tensors that were fetched, so that their memory can be freed."""
-        self._views = [None] * len(self.watches)
+        No view of them is kept: it would hold their memory when the run lets go of it.
+        """
+        filled, sources = [], []
+        for index, (tensor, watch) in enumerate(zip(tensors, self.watches, strict=True)):
+            chunk = self.chunks[index]
+            if tensor is None:
+                chunk.zero_()
+                continue
+            if watch.runs:
+                tensor = watch.view(tensor)
+            elif chunk.shape != tensor.shape:  # a tensor watched whole is copied as it is, in any layout
+                chunk = self.chunks[index] = chunk.view(tensor.shape)
+            filled.append(chunk)
+            sources.append(tensor)
+        if sources:
+            torch._foreach_copy_(filled, sources)
+        return self.values
 
 
 class Lane:
@@ -82,7 +78,7 @@ class Lane:
         #: positions of the parameters in their group
         self.positions, self.watches = positions, watches
         self.dtype, self.device = first.dtype, first.device
-        self.parameters = [weakref.ref(p, self._forget) for p in parameters]
+        self.parameters = [weakref.ref(p) for p in parameters]
         self.shapes = [p.shape for p in parameters]
         self.low = self.dtype not in (torch.float32, torch.float64)
         staging = staging_dtype(self.dtype)
@@ -101,6 +97,8 @@ class Lane:
         self._indices: dict[tuple[int, ...], Tensor] = {}
         #: which parameters had a gradient in the step at hand
         self.present = [False] * len(parameters)
+        #: parameters whose gradient was there and could not be read: neither present nor absent
+        self._unread: set[int] = set()
         self._state_as_is = False
         self._scalars: list[dict[str, Any] | None] = []
         self._keys: dict[tuple[Any, ...], list[int]] = {}
@@ -108,10 +106,6 @@ class Lane:
         self._whole: list[tuple[int, Tensor, Tensor, dict[str, Any]]] = []
         self._turn = 0
         self._last_step: int | None = None
-
-    def _forget(self, _: object) -> None:
-        for flat in (self._before, self._after, self._gradient, *self._state.values()):
-            flat.forget()
 
     def alive(self) -> list[Tensor | None]:
         """Return the parameters, None for those that are gone or have got another format or shape."""
@@ -145,12 +139,16 @@ class Lane:
 
     def _fetch_gradients(self, optimizer: torch.optim.Optimizer, parameters: list[Tensor | None]) -> None:
         found = [None if p is None else p.grad for p in parameters]
-        for gradient in found:
-            if gradient is not None and (gradient.layout != torch.strided or type(gradient) not in _PLAIN):
-                self.give_up(f"its gradients are {gradient.layout} ({type(gradient).__name__})")
-                found = [None if g is gradient else g for g in found]
+        self._unread = set()
+        for index, gradient in enumerate(found):
+            if gradient is None or (gradient.layout == torch.strided and type(gradient) in _PLAIN):
+                continue
+            self.give_up(f"its gradients are {gradient.layout} ({type(gradient).__name__})")
+            small = gradient.layout == torch.sparse_coo and gradient.numel() <= WHOLE_BUDGET
+            found[index] = gradient.to_dense() if small else None
+            if not small:
+                self._unread.add(index)
         values = self._gradient.fetch(found)
-        self._gradient.forget()  # else the gradients would outlive zero_grad, and double their memory
         scale = getattr(optimizer, "grad_scale", None)
         if isinstance(scale, Tensor):  # a fused step under a GradScaler divides inside
             values.div_(scale.to(values.device))
@@ -217,7 +215,9 @@ class Lane:
         if late:
             self._fetch_gradients(optimizer, parameters)
         after = self._after.fetch(parameters)
-        awaited = [p is not None and p.requires_grad for p in parameters]
+        awaited = [
+            p is not None and p.requires_grad and i not in self._unread for i, p in enumerate(parameters)
+        ]
         self.gradients.add(self._gradient.values, self.present, awaited)
         before = self._before.values
         intended = torch.zeros_like(before, dtype=torch.float64)
@@ -235,6 +235,7 @@ class Lane:
         # state in a low format is itself rounded on the way: the stored update may differ by some percent
         self.ledger.add(before, after, intended, 0.3 if self.low or self.states else 0.02)
         self._last_step = number
+        self._roles, self._whole = {}, []  # the state is the run's, which may let go of it
 
     def _weighs_decay(self, optimizer: torch.optim.Optimizer, group: int) -> bool:
         decays = (setting(optimizer.param_groups[group].get("weight_decay")) or 0.0) > 0

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gc
+import sys
 import weakref
+from collections.abc import Iterator
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import torch
@@ -12,6 +15,8 @@ from torch import Tensor, nn
 
 from precdoctor.observe.watch import is_plain
 
+#: the code that runs a module's hooks and its forward
+_CALL = nn.Module._call_impl.__code__
 #: prefixes that wrappers put in front of names
 _WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.")
 
@@ -41,7 +46,7 @@ class Models:
         claimed: set[str] = set()
         for root in self._roots():  # larger models first: they keep the plain names
             own: list[tuple[Tensor, Owner]] = []
-            for prefix, module in root.named_modules():
+            for prefix, module in _walk(root):
                 for name, parameter in module._parameters.items():
                     if parameter is not None and is_plain(parameter) and id(parameter) not in self._known:
                         full = stripped(f"{prefix}.{name}" if prefix else name)
@@ -66,7 +71,7 @@ class Models:
         modules = [m for m in modules if "_modules" in m.__dict__]  # not half-built ones
         children = {id(c) for m in modules for c in m._modules.values() if c is not None}
         roots = [m for m in modules if id(m) not in children]
-        return sorted(roots, key=lambda m: -sum(1 for _ in m.parameters()))
+        return sorted(roots, key=lambda root: -sum(len(m._parameters) for _, m in _walk(root)))
 
     def owner(self, parameter: Tensor) -> Owner | None:
         """Return where a parameter is registered, None when no live module has it."""
@@ -78,6 +83,22 @@ class Models:
         return [(p, owner) for ref, owner in self._known.values() if (p := ref()) is not None]
 
 
+def _walk(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield every module below ``root`` once, with its name; whatever methods the user's classes override."""
+    seen: set[int] = set()
+    todo = [("", root)]
+    while todo:
+        prefix, module = todo.pop(0)
+        if id(module) in seen:
+            continue
+        seen.add(id(module))
+        yield prefix, module
+        children = [
+            (f"{prefix}.{n}" if prefix else n, m) for n, m in module._modules.items() if m is not None
+        ]
+        todo[:0] = children
+
+
 def stripped(name: str) -> str:
     """Return a qualified name without what wrappers (DDP, torch.compile, FSDP) put in."""
     for wrapper in _WRAPPERS:
@@ -85,23 +106,34 @@ def stripped(name: str) -> str:
     return name
 
 
+def _callers(frame: FrameType | None) -> frozenset[int]:
+    """Return the identities of the modules whose forward is running."""
+    found = set()
+    while frame is not None:
+        if frame.f_code is _CALL:
+            found.add(id(frame.f_locals["self"]))
+        frame = frame.f_back
+    return frozenset(found)
+
+
 class Usage:
-    """Which modules ran their forward during the first steps: a global hook, soon removed.
+    """Which modules ran their forward in the first steps, and inside which: a global hook, soon removed.
 
     It would make torch.compile's guards fail, so a call of torch.compile ends it.
     """
 
     def __init__(self) -> None:
-        self.ran: set[int] | None = None
+        self.ran: dict[int, frozenset[int]] | None = None
         self._handle: Any = None
         self._compile: Any = None
 
     def start(self) -> None:
         """Begin to take note."""
-        self.ran = ran = set()
+        self.ran = ran = {}
 
         def note(module: nn.Module, _: Any) -> None:
-            ran.add(id(module))
+            if id(module) not in ran:
+                ran[id(module)] = _callers(sys._getframe(1))
 
         self._handle = nn.modules.module.register_module_forward_pre_hook(note)
         original = self._compile = torch.compile

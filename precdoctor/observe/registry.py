@@ -30,6 +30,8 @@ class Identity:
     owner: Owner | None = None
     trainable: bool = True
     used: bool | None = None
+    #: modules inside whose forward its module ran
+    callers: frozenset[int] | None = None
     created: Place | None = None
     created_at: int | None = None
     cast: Cast | None = None
@@ -65,8 +67,9 @@ class Registry:
         self.models, self.origins = Models(model), origins
         self.identities: list[Identity] = []
         self.optimizers: dict[int, OptimizerIdentity] = {}
-        #: set by the usage hook once it has watched the first steps: identities of modules that ran
-        self.ran: set[int] | None = None
+        #: set by the usage hook once it has watched the first steps: identities of modules that ran, and of
+        #: those inside whose forward they did
+        self.ran: dict[int, frozenset[int]] | None = None
         self._by_id: dict[int, Identity] = {}
         self._by_reference: dict[int, Identity] = {}
 
@@ -85,11 +88,17 @@ class Registry:
         """Return the identity of a parameter that may be gone, by a reference taken while it lived."""
         return self._by_reference.get(id(reference))
 
-    def bind(self, reference: weakref.ref[Tensor]) -> None:
-        """Tie a lane's reference to the identity of its (live) parameter."""
+    def bind(self, reference: weakref.ref[Tensor]) -> bool:
+        """Tie a lane's reference to its (live) parameter; return whether the owner is known."""
         parameter = reference()
-        if parameter is not None and id(reference) not in self._by_reference:
-            self._by_reference[id(reference)] = self.identity(parameter)
+        if parameter is None:
+            return True
+        # the address of the reference may have been that of a dead one
+        identity = self._by_reference[id(reference)] = self.identity(parameter)
+        if self.models.owner(parameter) is None:
+            return False
+        self._note(identity, parameter)
+        return True
 
     def look(self, optimizers: list[tuple[int, torch.optim.Optimizer]]) -> None:
         """Note what is known now of every live parameter; called a few times during a run."""
@@ -123,6 +132,7 @@ class Registry:
         identity.trainable = parameter.requires_grad
         if self.ran is not None and identity.owner is not None:
             identity.used = identity.owner.holder in self.ran
+            identity.callers = self.ran.get(identity.owner.holder)
         if self.origins is not None:
             identity.created = self.origins.creation(parameter) or identity.created
             identity.created_at = self.origins.created_at(parameter) or identity.created_at
@@ -159,7 +169,8 @@ def _sample(identity: Identity, parameter: Tensor) -> None:
         identity.first = now.clone()
     identity.last = now.clone()
     gradient = parameter.grad
-    mark = None if gradient is None else (id(gradient), gradient._version)
+    version = 0 if gradient is None or gradient.is_inference() else gradient._version
+    mark = None if gradient is None else (id(gradient), version)
     fresh, identity.mark = mark != identity.mark, mark
     identity.looks += 1
     if identity.looks == 1:

@@ -6,10 +6,13 @@ import copy
 import gc
 import time
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from precdoctor.observe.twin import muted, undisturbed_rng
 
 #: how far ahead a schedule is followed, steps and seconds
 _HORIZON, _SECONDS = 20_000, 0.25
@@ -31,13 +34,17 @@ class _Stub:
         """Do nothing; schedulers look whether it exists."""
 
 
-def future(optimizer: torch.optim.Optimizer, steps: int) -> dict[int, tuple[tuple[int, float], ...]]:
+def future(
+    optimizer: torch.optim.Optimizer, steps: int, schedulers: Iterable[LRScheduler] | None = None
+) -> dict[int, tuple[tuple[int, float], ...]]:
     """Return, by group, (optimizer steps from now, lr), geometrically spaced; empty without a scheduler.
 
     ``steps`` is how many the optimizer has made: a scheduler that moved less often (once per epoch) is
     taken to go on so. One that has not moved yet, or is driven by a metric, can't be foreseen.
+    ``schedulers`` are those of the process, where they are known already.
     """
-    mine = [s for s in _schedulers() if getattr(s, "optimizer", None) is optimizer]
+    known = live_schedulers() if schedulers is None else schedulers
+    mine = [s for s in known if getattr(s, "optimizer", None) is optimizer]
     inner = {id(child) for s in mine for child in getattr(s, "_schedulers", ())}
     outer = [s for s in mine if id(s) not in inner and not isinstance(s, ReduceLROnPlateau)]
     moved = max((s.last_epoch for s in outer), default=0)
@@ -46,7 +53,7 @@ def future(optimizer: torch.optim.Optimizer, steps: int) -> dict[int, tuple[tupl
     pace = max(steps / max(moved, 1), 1.0)
     stub = _Stub(optimizer)
     found: dict[int, list[tuple[int, float]]] = {i: [] for i in range(len(stub.param_groups))}
-    with warnings.catch_warnings():
+    with undisturbed_rng(), muted(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             copies = [copy.deepcopy(s, {id(optimizer): stub}) for s in outer]
@@ -66,7 +73,8 @@ def future(optimizer: torch.optim.Optimizer, steps: int) -> dict[int, tuple[tupl
     return {index: tuple(points) for index, points in found.items() if points}
 
 
-def _schedulers() -> list[LRScheduler]:
+def live_schedulers() -> list[LRScheduler]:
+    """Return the schedulers of the process (a walk over the garbage collector's objects)."""
     return [o for o in gc.get_objects() if issubclass(type(o), LRScheduler)]
 
 

@@ -28,6 +28,11 @@ from precdoctor.observe.lane import WHOLE_BUDGET, Lane, Replay
 from precdoctor.observe.twin import CannotReplay, setting
 from precdoctor.observe.watch import Watch, is_plain, limit_for
 
+#: optimizers observed whatever the budget says: the first of the process
+_FIRST = 8
+#: lists of lanes kept: a sweep makes a new model, with lanes of its own, for every trial
+_MOST_LANES = 512
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
@@ -198,10 +203,12 @@ class StepMonitor:
     # ------------------------------------------------------------------ hooks
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if torch.compiler.is_compiling():  # a step inside a compiled function is not ours to trace
+            return
         mine = self._thread
         if mine.busy or (self.only is not None and optimizer is not self.only):
             return
-        start = time.perf_counter()
+        start = time.process_time()
         frame = sys._getframe(1)
         record = self.record_of(optimizer)
         closure = len(args) > 1 or kwargs.get("closure") is not None
@@ -210,6 +217,8 @@ class StepMonitor:
         pending.nested = any(p.record is record for p in mine.stack)
         mine.stack.append(pending)
         due = self.schedule.due(record.steps, record.last, self.seconds, start - self._started)
+        if record.index >= _FIRST and self.schedule.every is None:  # one optimizer per task, or per parameter
+            due = due and self.seconds <= self.schedule.budget * (start - self._started)
         if not due or pending.nested or record.failed or not self._may_observe():
             return
 
@@ -219,7 +228,7 @@ class StepMonitor:
 
         if not self.quietly(observe):
             record.failed, pending.lanes = True, []
-        self.seconds += time.perf_counter() - start
+        self.seconds += time.process_time() - start
 
     def _may_observe(self) -> bool:
         """Tell whether this thread may observe now, and take the place of the observer if so."""
@@ -244,6 +253,8 @@ class StepMonitor:
         mine.stack = [p for p in mine.stack if any(p.frame is f for f in alive)]
 
     def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
         mine = self._thread
         if mine.busy or (self.only is not None and optimizer is not self.only):
             return
@@ -258,10 +269,10 @@ class StepMonitor:
         record = pending.record
         record.steps += 1
         if pending.lanes:
-            start = time.perf_counter()
+            start = time.process_time()
             if not self.quietly(lambda: self._finish(optimizer, pending)):
                 record.failed = True
-            self.seconds += time.perf_counter() - start
+            self.seconds += time.process_time() - start
         if not any(p.lanes for p in mine.stack) and self._observer is threading.current_thread():
             self._observer = None
         if self._on_step is not None:
@@ -321,7 +332,10 @@ class StepMonitor:
         if known is not None and known[0] == key:
             return known[1]
         lanes = self.lanes.get(key)
-        if lanes is None or any(p is None for lane in lanes for p in lane.alive()):
+        if lanes is None and len(self.lanes) >= _MOST_LANES:
+            self._unseen[f"after {_MOST_LANES} parameter groups no further one is observed"] = None
+            lanes = []
+        elif lanes is None or any(p is None for lane in lanes for p in lane.alive()):
             lanes = self._built(optimizer, record, index, group["params"])
             self.lanes[key] = lanes
         record.lanes[index] = (key, lanes)

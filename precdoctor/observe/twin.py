@@ -9,11 +9,15 @@ from __future__ import annotations
 import collections
 import contextlib
 import copy
+import dis
 import enum
 import functools
+import inspect
 import random
 import sys
+import threading
 import types
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -59,6 +63,9 @@ def twin(
     ``overrides`` replace hyper-parameters. With ``same_implementation`` a fused or foreach step stays
     one. Raises `CannotReplay`.
     """
+    why = _impurity(type(optimizer))
+    if why:
+        raise CannotReplay(why)
     shadow: torch.optim.Optimizer = object.__new__(type(optimizer))
     for name, value in vars(optimizer).items():
         if name in _HOOKS:
@@ -66,7 +73,8 @@ def twin(
         elif name in ("grad_scale", "found_inf"):
             vars(shadow)[name] = None
         elif name not in ("state", "param_groups", "step", "zero_grad"):
-            vars(shadow)[name] = _copied(value, name)
+            mine = isinstance(value, types.MethodType) and value.__self__ is optimizer
+            vars(shadow)[name] = types.MethodType(value.__func__, shadow) if mine else _copied(value, name)
     settings = {k: _copied(v, k) for k, v in optimizer.param_groups[group].items() if k != "params"}
     if not same_implementation:
         settings.update({k: False for k in _IMPLEMENTATION if k in settings})
@@ -82,7 +90,7 @@ def twin(
 def step(shadow: torch.optim.Optimizer) -> None:
     """Step a shadow once, outside torch's hooks. Raises `CannotReplay` with the optimizer's own error."""
     try:
-        with torch.no_grad():
+        with torch.no_grad(), muted():
             undecorated_step(shadow)(shadow)
     except Exception as error:
         raise CannotReplay(f"{type(error).__name__}: {error}") from None
@@ -112,8 +120,12 @@ def _copied(value: Any, name: str, depth: int = 0) -> Any:
     if isinstance(value, torch.Generator):
         return copy.deepcopy(value)
     if isinstance(
-        value, (types.FunctionType, types.BuiltinFunctionType, types.ModuleType, functools.partial)
+        value, (types.FunctionType, types.MethodType, types.BuiltinFunctionType, functools.partial)
     ):
+        if _holds_run(value):
+            raise CannotReplay(f"its attribute {name!r} is a function that holds parts of the run")
+        return value
+    if isinstance(value, types.ModuleType):
         return value
     if depth < 4 and isinstance(value, dict):
         if any(isinstance(key, Tensor) for key in value):
@@ -148,3 +160,115 @@ def undisturbed_rng() -> Iterator[None]:
             numpy.random.set_state(numpy_state)
         if cuda_states is not None:
             torch.cuda.set_rng_state_all(cuda_states)
+
+
+class _Muted:
+    """A stream that swallows what one thread writes, for a while."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream, self._thread, self.active = stream, threading.get_ident(), True
+
+    def write(self, text: str) -> int:
+        if self.active and threading.get_ident() == self._thread:
+            return len(text)
+        return int(self._stream.write(text) or 0)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def muted() -> Iterator[None]:
+    """Swallow what code of the user's prints when it is run on copies."""
+    out, err = sys.stdout, sys.stderr
+    quiet = _Muted(out), _Muted(err)
+    sys.stdout, sys.stderr = quiet
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = out, err
+        for stream in quiet:
+            stream.active = False
+
+
+# ---------------------------------------------------------------------- what a copy's step could reach
+
+_known: weakref.WeakKeyDictionary[type, str] = weakref.WeakKeyDictionary()
+
+
+def _impurity(kind: type) -> str:
+    """Return why stepping a copy might change the run itself; empty where nothing in the code suggests it.
+
+    A step that takes the model from a global variable would train the real one.
+    """
+    if kind not in _known:
+        functions = [
+            getattr(value, "__func__", value)
+            for owner in kind.__mro__
+            if not _is_library(owner.__module__)
+            for value in vars(owner).values()
+        ]
+        seen: set[types.CodeType] = set()
+        found = (_reaches(inspect.unwrap(f), seen) for f in functions if callable(f))
+        _known[kind] = next(filter(None, found), "")
+    return _known[kind]
+
+
+def _reaches(function: Any, seen: set[types.CodeType]) -> str:
+    if not isinstance(function, types.FunctionType) or function.__code__ in seen:
+        return ""
+    seen.add(function.__code__)
+    if _holds_run(function):
+        return f"its {function.__name__} uses a model, tensors or an optimizer from around it"
+    for instruction in _instructions(function.__code__):
+        name = str(instruction.argval)
+        if instruction.opname in ("STORE_GLOBAL", "DELETE_GLOBAL"):
+            return f"its {function.__name__} writes the global {name!r}"
+        if instruction.opname == "STORE_DEREF" and name in function.__code__.co_freevars:
+            return f"its {function.__name__} writes {name!r} outside of it"
+        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+            value = function.__globals__.get(name)
+            if _is_of_run(value):
+                return f"its {function.__name__} uses the global {name!r}"
+            if isinstance(value, types.FunctionType) and not _is_library(value.__module__):
+                why = _reaches(inspect.unwrap(value), seen)
+                if why:
+                    return why
+    return ""
+
+
+def _instructions(code: types.CodeType) -> Iterator[dis.Instruction]:
+    yield from dis.get_instructions(code)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _instructions(constant)
+
+
+def _holds_run(function: Any) -> bool:
+    """Tell whether a callable carries parts of the run: its closure, its bound arguments, its object."""
+    if isinstance(function, functools.partial):
+        held = [function.func, *function.args, *function.keywords.values()]
+        return any(_is_of_run(value) for value in held)
+    if isinstance(function, types.MethodType):
+        return True
+    for cell in getattr(function, "__closure__", None) or ():
+        with contextlib.suppress(ValueError):  # an empty cell
+            if _is_of_run(cell.cell_contents):
+                return True
+    return False
+
+
+def _is_of_run(value: Any, depth: int = 0) -> bool:
+    kind = type(value)
+    if issubclass(kind, (nn.Module, torch.optim.Optimizer, Tensor)):
+        return True
+    if kind in (functools.partial, types.MethodType):
+        return _holds_run(value)
+    if depth < 2 and kind in (list, tuple, set, dict):
+        items = list(value.values()) if kind is dict else list(value)
+        return any(_is_of_run(item, depth + 1) for item in items[:64])
+    return False
+
+
+def _is_library(module: str | None) -> bool:
+    return (module or "").partition(".")[0] in ("torch", "builtins", "math", "numpy", "typing")

@@ -33,14 +33,15 @@ class OrphanParameter(Rule):
     Trainable, reached by the loss, with a gradient other than zero, in no optimizer, not the copy of a
     float32 master, and bit-identical at the first and the last look at it (what a loop moves by hand is no
     orphan), while an optimizer made at least 3 steps. It is a warning when it was created after the
-    optimizer, or does not belong to the model whose parameters the optimizer steps; else a note, since
-    groups may leave it out on purpose. When the optimizer holds stale tensors at the same time, PD406 tells
-    the whole story.
+    optimizer, or does not belong to the model whose parameters the optimizer steps, unless it was seen to run
+    outside that model's forward; else a note, since groups may leave it out on purpose. When the optimizer
+    holds stale tensors at the same time, PD406 tells the whole story.
 
     ## Blind spots
 
     A frozen helper network through which gradients pass (a perceptual loss, say) whose `requires_grad` was
-    left on looks like a forgotten layer; `requires_grad_(False)` settles it and saves the work.
+    left on is a note; it looks like a forgotten layer where it runs inside the model's forward, or where that
+    was not observed. `requires_grad_(False)` settles it and saves the work.
 
     ## Remedies
 
@@ -116,4 +117,6 @@ def _severity(evidence: Evidence, parameter: Parameter) -> Severity:
         return "warning"
     # an optimizer that steps no module's parameters (an image, a perturbation) has no model to miss one
     steps_a_model = any(p.optimizer is not None and p.module for p in evidence.parameters)
-    return "warning" if not parameter.in_model and steps_a_model else "note"
+    # a network that runs beside the model, such as one that measures a loss, is not a part that it misses
+    beside = parameter.used_by_model is False
+    return "warning" if not parameter.in_model and steps_a_model and not beside else "note"

@@ -136,3 +136,47 @@ def test_a_gradient_from_before_the_watch_makes_no_orphan() -> None:
             backward(model)
             optimizer.step()
     assert not [p for p in doctor.evidence().parameters if p.optimizer is None and p.gradient.present]
+
+
+def test_methods_that_a_model_overrides_are_not_called() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(6, 2)
+
+        def parameters(self, kind: str) -> list[nn.Parameter]:  # type: ignore[override]
+            raise AssertionError(kind)
+
+        def named_modules(self) -> None:  # type: ignore[override]
+            raise AssertionError
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(x)
+
+    model = Odd()
+    optimizer = torch.optim.SGD(model.layer.parameters(), lr=0.1)
+    with Doctor(every=1) as doctor:
+        model(torch.randn(2, 6)).sum().backward()
+        optimizer.step()
+    assert not doctor.evidence().run.limits
+    assert any(p.name.endswith("layer.weight") for p in doctor.evidence().parameters)
+
+
+def test_tells_layers_inside_the_model_from_networks_beside_it() -> None:
+    class Hiding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.hidden = nn.Linear(6, 6), [nn.Linear(6, 2)]
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.hidden[0](self.first(x))
+
+    model, judge = Hiding(), nn.Sequential(nn.Linear(2, 3, bias=False))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Doctor(every=1, probe=True) as doctor:
+        for _ in range(6):
+            judge(model(torch.randn(4, 6))).square().mean().backward()
+            optimizer.step()
+    found = {p.shape: p.used_by_model for p in doctor.evidence().parameters if p.optimizer is None}
+    assert found[2, 6] is True
+    assert found[3, 2] is False

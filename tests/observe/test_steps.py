@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -221,6 +222,20 @@ def test_sparse_gradients_are_judged_by_motion() -> None:
     assert "sparse" in weight.updates.why_not
     assert weight.weight is not None
     assert weight.weight.moved_share == pytest.approx(0.2)
+    assert (weight.gradient.present, weight.gradient.absent, weight.gradient.all_zero) == (3, 0, 0)
+
+
+def test_a_gradient_that_cannot_be_read_is_not_an_absent_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("precdoctor.observe.lane.WHOLE_BUDGET", 8)
+    table = nn.Embedding(10, 4, sparse=True)
+    optimizer = torch.optim.SparseAdam(table.parameters(), lr=0.1)
+    with Doctor(every=1) as doctor:
+        for _ in range(3):
+            optimizer.zero_grad()
+            table(torch.tensor([1, 2])).square().sum().backward()
+            optimizer.step()
+    (weight,) = (p for p in doctor.evidence().parameters if p.shape == (10, 4))
+    assert (weight.gradient.present, weight.gradient.absent) == (0, 0)
 
 
 @pytest.mark.parametrize(
@@ -269,3 +284,71 @@ def test_reports_on_the_step_at_hand() -> None:
 def test_refuses_options_that_make_no_sense(options: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="must be"):
         Doctor(**options)
+
+
+def test_threads_train_side_by_side() -> None:
+    def train() -> None:
+        model = small()
+        optimizer = torch.optim.AdamW(model.parameters())
+        for _ in range(20):
+            optimizer.zero_grad()
+            backward(model)
+            optimizer.step()
+
+    with Doctor(every=1) as doctor:
+        threads = [threading.Thread(target=train) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    evidence = doctor.evidence()
+    assert [o.steps for o in evidence.optimizers] == [20, 20, 20]
+    assert not evidence.run.limits
+    for p in evidence.parameters:
+        assert p.updates is None or not p.updates.edq or p.updates.edq[0].edq == pytest.approx(1, abs=1e-3)
+
+
+def test_a_parameter_that_grows_is_observed_anew() -> None:
+    table = nn.Embedding(5, 4)
+    optimizer = torch.optim.SGD(table.parameters(), lr=0.1)
+    with Doctor(every=1) as doctor:
+        for step in range(6):
+            if step == 3:
+                table.weight.grad = None
+                table.weight.data = torch.cat([table.weight.data, torch.randn(2, 4)])
+            optimizer.zero_grad()
+            table(torch.arange(table.num_embeddings)).square().sum().backward()
+            optimizer.step()
+    assert doctor.evidence().run.observed == 6
+    assert not doctor.evidence().run.limits
+
+
+def test_settings_that_are_no_numbers_are_passed_over() -> None:
+    model = small()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer.param_groups[0].update(betas=(0.9, None), eps=(None, 1e-3), clip=[1.0])
+    with Doctor(every=1) as doctor:
+        backward(model)
+        optimizer.step()
+    assert doctor.evidence().optimizers[0].groups[0].betas == (0.9,)
+    assert not doctor.evidence().run.limits
+
+
+def test_gradients_that_another_hook_clips_are_read_after_it() -> None:
+    model = small(torch.bfloat16)
+    optimizer = torch.optim.SGD(model.parameters(), lr=2.0)
+
+    def halve(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        for p in optimizer.param_groups[0]["params"]:
+            p.grad.mul_(0.25)
+
+    optimizer.register_step_pre_hook(halve)
+    with Doctor(every=1) as doctor:
+        for _ in range(5):
+            optimizer.zero_grad()
+            backward(model)
+            optimizer.step()
+    for p in doctor.evidence().parameters:
+        assert p.updates is not None
+        assert p.updates.replay == "elementwise"
+        assert p.updates.edq[0].edq == pytest.approx(1, abs=0.1)

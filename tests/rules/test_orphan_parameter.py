@@ -54,3 +54,9 @@ def test_one_look_does_not_show_that_nothing_moves() -> None:
 
 def test_is_silent_before_an_optimizer_has_stepped() -> None:
     assert judge(evidence(parameter(), orphan(), optimizers=(optimizer(steps=2),))) == []
+
+
+def test_a_network_that_runs_beside_the_model_is_a_note() -> None:
+    for inside, severity in ((None, "warning"), (True, "warning"), (False, "note")):
+        other = orphan(created_after_optimizer=False, in_model=False, used_by_model=inside)
+        assert [f.severity for f in judge(evidence(parameter(), other))] == [severity]
