@@ -213,6 +213,8 @@ def test_float64_and_float16_models_are_observed_in_their_own_format() -> None:
 
 def test_names_the_likely_cast_when_it_came_too_late_to_see_it() -> None:
     model = nn.Linear(4, 4).to(torch.bfloat16)
+    nn.init.ones_(model.weight)  # small random weights would move
+    nn.init.ones_(model.bias)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
     with Doctor(model, optimizer) as doctor:
         for _ in range(3):

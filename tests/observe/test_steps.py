@@ -72,7 +72,7 @@ def test_sees_parameter_groups_and_their_learning_rates() -> None:
 def test_a_group_added_later_is_observed() -> None:
     model = small()
     optimizer = torch.optim.SGD(model[0].parameters(), lr=0.1)
-    with Doctor(every=1) as doctor:
+    with Doctor(model, every=1) as doctor:
         for step in range(4):
             if step == 2:
                 optimizer.add_param_group({"params": model[2].parameters()})
@@ -84,7 +84,7 @@ def test_a_group_added_later_is_observed() -> None:
 
 def test_a_new_optimizer_over_the_same_parameters_goes_on_with_their_ledgers() -> None:
     model = small()
-    with Doctor(every=1) as doctor:
+    with Doctor(model, every=1) as doctor:
         for _ in range(3):
             optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
             for _ in range(2):
@@ -196,7 +196,7 @@ def test_only_watches_the_optimizer_it_was_given() -> None:
 def test_a_model_turned_into_another_format_is_observed_anew() -> None:
     model = small()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with Doctor(every=1) as doctor:
+    with Doctor(model, every=1) as doctor:
         for step in range(6):
             if step == 2:
                 model.to(torch.bfloat16)
@@ -211,7 +211,7 @@ def test_sparse_gradients_are_judged_by_motion() -> None:
     torch.manual_seed(0)
     table = nn.Embedding(10, 4, sparse=True)
     optimizer = torch.optim.SGD(table.parameters(), lr=0.1)
-    with Doctor(every=1) as doctor:
+    with Doctor(table, every=1) as doctor:
         for _ in range(3):
             optimizer.zero_grad()
             table(torch.tensor([1, 2])).square().sum().backward()
