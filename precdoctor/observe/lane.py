@@ -17,7 +17,7 @@ from precdoctor.numerics import format_of
 from precdoctor.observe.ledger import GradientLedger, Ledger, Segment
 from precdoctor.observe.states import StateLedger
 from precdoctor.observe.twin import CannotReplay, copied_state, setting, step, twin, undisturbed_rng
-from precdoctor.observe.watch import RUN, Watch, staging_dtype
+from precdoctor.observe.watch import Flat, Watch, staging_dtype
 
 #: "elementwise": the shadow steps the watched elements; "whole tensor": it steps whole tensors;
 #: "none": the optimizer can't be replayed, only gradients and motion are seen
@@ -27,37 +27,6 @@ WHOLE_BUDGET = 1 << 21
 #: observed steps in which weight decay is told apart (it takes three more replays)
 _DECAY_STEPS = 12
 _PLAIN = (Tensor, nn.Parameter)
-
-
-class Flat:
-    """A flat buffer with one chunk per watched tensor, filled by a single call."""
-
-    def __init__(self, watches: list[Watch], dtype: torch.dtype, device: torch.device) -> None:
-        self.watches = watches
-        self.values = torch.zeros(sum(w.count for w in watches), dtype=dtype, device=device)
-        pieces = torch.split(self.values, [w.count for w in watches])
-        self.chunks = [p.view(w.runs, RUN) if w.runs else p for p, w in zip(pieces, watches, strict=True)]
-
-    def fetch(self, tensors: list[Tensor | None]) -> Tensor:
-        """Copy the watched elements of the tensors here (zeros for None) and return the buffer.
-
-        No view of them is kept: it would hold their memory when the run lets go of it.
-        """
-        filled, sources = [], []
-        for index, (tensor, watch) in enumerate(zip(tensors, self.watches, strict=True)):
-            chunk = self.chunks[index]
-            if tensor is None:
-                chunk.zero_()
-                continue
-            if watch.runs:
-                tensor = watch.view(tensor)
-            elif chunk.shape != tensor.shape:  # a tensor watched whole is copied as it is, in any layout
-                chunk = self.chunks[index] = chunk.view(tensor.shape)
-            filled.append(chunk)
-            sources.append(tensor)
-        if sources:
-            torch._foreach_copy_(filled, sources)
-        return self.values
 
 
 class Lane:

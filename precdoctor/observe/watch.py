@@ -98,3 +98,34 @@ def limit_for(numels: list[int], element_sizes: list[int], watch: int | None, me
 def staging_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype that holds values of ``dtype`` exactly while they are examined."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+class Flat:
+    """A flat buffer with one chunk per watched tensor, filled by a single call."""
+
+    def __init__(self, watches: list[Watch], dtype: torch.dtype, device: torch.device) -> None:
+        self.watches = watches
+        self.values = torch.zeros(sum(w.count for w in watches), dtype=dtype, device=device)
+        pieces = torch.split(self.values, [w.count for w in watches])
+        self.chunks = [p.view(w.runs, RUN) if w.runs else p for p, w in zip(pieces, watches, strict=True)]
+
+    def fetch(self, tensors: list[Tensor | None]) -> Tensor:
+        """Copy the watched elements of the tensors here (zeros for None) and return the buffer.
+
+        No view of them is kept: it would hold their memory when the run lets go of it.
+        """
+        filled, sources = [], []
+        for index, (tensor, watch) in enumerate(zip(tensors, self.watches, strict=True)):
+            chunk = self.chunks[index]
+            if tensor is None:
+                chunk.zero_()
+                continue
+            if watch.runs:
+                tensor = watch.view(tensor)
+            elif chunk.shape != tensor.shape:  # a tensor watched whole is copied as it is, in any layout
+                chunk = self.chunks[index] = chunk.view(tensor.shape)
+            filled.append(chunk)
+            sources.append(tensor)
+        if sources:
+            torch._foreach_copy_(filled, sources)
+        return self.values

@@ -163,7 +163,7 @@ def model(layers: int = 6, stretches: int = 10) -> tuple[Parameter, ...]:
 
 
 def frozen(names: Iterable[str]) -> Finding:
-    """Return the finding of FACTS' scenario: norms that can't move in bfloat16."""
+    """Return the finding of the BF16 scenario: norms that can't move in bfloat16."""
     return Finding(
         rule="PD101",
         name="frozen-parameter",
