@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,7 +41,10 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("pages")
     nasty = builders.parameter(NAME, edq=0.0, headroom=-3.0, weight=1.0)
+    ill = builders.ill()
+    long = f"13 parameters are frozen (caused at /opt/{'a_folder_with_a_long_name/' * 6}train.py:51)."
     reports: dict[str, Report] = {
+        "long path": dataclasses.replace(ill, diagnosis=dataclasses.replace(ill.diagnosis, summary=long)),
         "ill": builders.ill((nasty, *builders.model())),
         "many": builders.many(5000, 20),
         "healthy": builders.healthy(),
@@ -153,6 +157,12 @@ def test_it_fits_a_telephone(browser: Any, pages: dict[str, str]) -> None:
         assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
     finally:
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_a_long_path_stays_inside_the_heading(browser: Any, pages: dict[str, str]) -> None:
+    browser.get(pages["long path"])
+    inside = "const h = document.querySelector('h1'); return h.scrollWidth <= h.clientWidth"
+    assert browser.execute_script(inside)
 
 
 def test_light_and_dark_differ_and_both_can_be_read(browser: Any, pages: dict[str, str]) -> None:
