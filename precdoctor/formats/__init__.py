@@ -1,4 +1,4 @@
-"""Number formats as data, and their arithmetic on Python floats. Imports no torch."""
+"""Number formats as data, of elements and of blocks, and their arithmetic without torch."""
 
 from precdoctor.formats.arithmetic import (
     Tie,
@@ -10,6 +10,8 @@ from precdoctor.formats.arithmetic import (
     round_to,
     ulp,
 )
+from precdoctor.formats.block import BLOCK_FORMATS, E8M0, BlockFormat, Grid, block_format
+from precdoctor.formats.codebook import Codebook
 from precdoctor.formats.format import (
     BFLOAT16,
     E2M1,
@@ -27,17 +29,23 @@ from precdoctor.formats.format import (
 
 __all__ = [
     "BFLOAT16",
+    "BLOCK_FORMATS",
     "E2M1",
     "E4M3FN",
     "E5M2",
+    "E8M0",
     "FLOAT16",
     "FLOAT32",
     "FLOAT64",
     "FORMATS",
     "TF32",
+    "BlockFormat",
+    "Codebook",
     "Format",
     "FormatError",
+    "Grid",
     "Tie",
+    "block_format",
     "by_name",
     "half_ulp",
     "headroom_bits",

@@ -1,12 +1,17 @@
-"""Tables of the formats, as rows and as text: all of them, their spacing at a value, one in detail."""
+"""Tables of the element formats, as rows and as text: all of them, their spacing at a value, one in detail.
+
+What the command shows also includes the block formats, from `precdoctor.formats.block_table`.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
+from precdoctor.formats import block_table
 from precdoctor.formats.arithmetic import half_ulp, next_down, next_up, round_to
-from precdoctor.formats.format import FLOAT32, FORMATS, Format, by_name
+from precdoctor.formats.block import BLOCK_FORMATS
+from precdoctor.formats.format import FLOAT32, FORMATS, Format, FormatError, by_name
+from precdoctor.formats.text import number, table
 
 FORMAT_COLUMNS = ("format", "bits", "precision", "eps", "max", "min normal", "min subnormal")
 SPACING_COLUMNS = ("format", "rounded", "next down", "next up", "half-ulp down", "half-ulp up", "relative")
@@ -35,51 +40,44 @@ def spacing_row(fmt: Format, value: float) -> tuple[str, float, float, float, fl
 
 
 def format_table() -> str:
-    """Return the table of all formats."""
-    rows = [(row[0], str(row[1]), str(row[2]), *map(_number, row[3:])) for row in format_rows()]
-    return _table(rows, FORMAT_COLUMNS)
+    """Return the tables of all element formats and all block formats."""
+    rows = [(row[0], str(row[1]), str(row[2]), *map(number, row[3:])) for row in format_rows()]
+    return f"{table(rows, FORMAT_COLUMNS)}\n\n{block_table.block_table()}"
 
 
 def spacing_table(value: float) -> str:
     """Return what each format makes of ``value``: its neighbours, and the updates too small to move it."""
-    return _table([(fmt.name, *_spacing_cells(fmt, value)) for fmt in FORMATS], SPACING_COLUMNS)
+    return table([(fmt.name, *_spacing_cells(fmt, value)) for fmt in FORMATS], SPACING_COLUMNS)
 
 
 def describe(name: str) -> str:
-    """Return one format in detail; raises `FormatError` for a name that is not in the catalogue."""
-    fmt = by_name(name)
+    """Return one format in detail; raises `FormatError` for a name that is in neither catalogue."""
+    if any(name == block.name for block in BLOCK_FORMATS):
+        return block_table.describe_block(name)
+    try:
+        fmt = by_name(name)
+    except FormatError as error:
+        names = ", ".join(block.name for block in BLOCK_FORMATS)
+        raise FormatError(f"{error.args[0]}; with a scale per block {names}") from None
     beyond = "saturates" if fmt.overflow == fmt.max else f"gives {fmt.overflow}"
     facts = (
         ("bits", f"{fmt.bits} (1 sign, {fmt.bits - fmt.precision} exponent, {fmt.precision - 1} fraction)"),
         ("precision", f"{fmt.precision} bits, about {math.log10(2) * fmt.precision:.1f} decimal digits"),
-        ("eps", f"{_number(fmt.eps)} = 2^{1 - fmt.precision}, the ulp of 1"),
-        ("unit roundoff", f"{_number(fmt.unit_roundoff)} = 2^{-fmt.precision}"),
-        ("max", f"{_number(fmt.max)}; rounding beyond it {beyond}"),
-        ("min normal", f"{_number(fmt.min_normal)} = 2^{fmt.min_exponent}"),
-        ("min subnormal", f"{_number(fmt.min_subnormal)} = 2^{fmt.min_exponent - fmt.precision + 1}"),
+        ("eps", f"{number(fmt.eps)} = 2^{1 - fmt.precision}, the ulp of 1"),
+        ("unit roundoff", f"{number(fmt.unit_roundoff)} = 2^{-fmt.precision}"),
+        ("max", f"{number(fmt.max)}; rounding beyond it {beyond}"),
+        ("min normal", f"{number(fmt.min_normal)} = 2^{fmt.min_exponent}"),
+        ("min subnormal", f"{number(fmt.min_subnormal)} = 2^{fmt.min_exponent - fmt.precision + 1}"),
         ("whole numbers", f"exact up to {2**fmt.precision}; adding 1 to that changes nothing"),
     )
-    spacing = _table(
-        [(_number(value), *_spacing_cells(fmt, value)) for value in _MAGNITUDES], ("at", *SPACING_COLUMNS[1:])
+    spacing = table(
+        [(number(value), *_spacing_cells(fmt, value)) for value in _MAGNITUDES], ("at", *SPACING_COLUMNS[1:])
     )
-    return f"{fmt.name}\n\n{_table(facts)}\n\nupdates below the half-ulp do not move a weight:\n\n{spacing}"
+    return f"{fmt.name}\n\n{table(facts)}\n\nupdates below the half-ulp do not move a weight:\n\n{spacing}"
 
 
 def _spacing_cells(fmt: Format, value: float) -> tuple[str, ...]:
     digits = 17 if fmt.precision > FLOAT32.precision else 9  # enough to tell neighbours apart
     _, nearest, below, above, down, up, relative = spacing_row(fmt, value)
-    neighbours = (_number(x, digits) for x in (nearest, below, above))
-    return *neighbours, *("-" if math.isnan(x) else _number(x, 4) for x in (down, up, relative))
-
-
-def _table(rows: Sequence[Sequence[str]], columns: Sequence[str] = ()) -> str:
-    from tabulate import tabulate
-
-    if not columns:
-        return tabulate(rows, tablefmt="plain", disable_numparse=True)
-    align = ["left"] + ["right"] * (len(columns) - 1)
-    return tabulate(rows, headers=columns, tablefmt="simple", disable_numparse=True, colalign=align)
-
-
-def _number(value: float, digits: int = 9) -> str:
-    return f"{value:.{digits}g}"
+    neighbours = (number(x, digits) for x in (nearest, below, above))
+    return *neighbours, *("-" if math.isnan(x) else number(x, 4) for x in (down, up, relative))

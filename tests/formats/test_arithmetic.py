@@ -132,7 +132,8 @@ def test_neighbours_in_float32_agree_with_numpy(x: float) -> None:
     with np.errstate(over="ignore", under="ignore"):
         up, down = (np.nextafter(np.float32(x), np.float32(end)) for end in (np.inf, -np.inf))
     assert (next_up(FLOAT32, x), next_down(FLOAT32, x)) == (up, down)
-    assert ulp(FLOAT32, x) == abs(float(np.spacing(np.float32(x))))
+    if abs(x) < FLOAT32.max:  # there, numpy's spacing overflows
+        assert ulp(FLOAT32, x) == abs(float(np.spacing(np.float32(x))))
     if np.isfinite(down):
         assert half_ulp(FLOAT32, x, -1) == (x - float(down)) / 2
 

@@ -10,7 +10,7 @@ from precdoctor.formats.table import describe, format_rows, format_table, spacin
 
 def test_format_table_has_a_line_per_format() -> None:
     lines = format_table().splitlines()
-    assert [line.split()[0] for line in lines[2:]] == [fmt.name for fmt in FORMATS]
+    assert [line.split()[0] for line in lines[2 : 2 + len(FORMATS)]] == [fmt.name for fmt in FORMATS]
     assert [row[0] for row in format_rows()] == [fmt.name for fmt in FORMATS]
     assert "bfloat16      16            8       0.0078125" in format_table()
 
