@@ -1,0 +1,1 @@
+"""A small transformer language model with quantized linear layers, and what it takes to train it."""
