@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from precdoctor.evidence import Backward, Cast, Evidence, Parameter, Place, Run, Scaler
+from precdoctor.evidence import Backward, Cast, Evidence, Forward, Parameter, Place, Run, Scaler
 from precdoctor.observe import assemble
 from precdoctor.observe.frames import UserCode
 from precdoctor.observe.graph import reach
@@ -28,6 +28,7 @@ from precdoctor.observe.schedules import future, live_schedulers
 from precdoctor.observe.source import Source
 from precdoctor.observe.steps import Record, Schedule, StepMonitor, apart
 from precdoctor.observe.watch import is_plain
+from precdoctor.observe.wrapping import inner
 
 if TYPE_CHECKING:
     from precdoctor.observe.provenance import Provenance
@@ -78,7 +79,7 @@ class Doctor:
             Schedule(every=every, budget=budget, stride=stride),
             watch=watch,
             memory=memory,
-            only=optimizer,
+            only=None if optimizer is None else inner(optimizer),
             on_lane=self._on_lane,
             on_observation=self._on_observation,
             on_step=self._after_step,
@@ -272,11 +273,17 @@ class Doctor:
             states=states,
             optimizers=optimizers,
             backward=self._backward,
+            forwards=self._forwards(),
             scalers=self._scalers,
             losses=_loss_values(self._losses),
             timeline=timeline,
             excerpts=excerpts,
         )
+
+    def _forwards(self) -> tuple[Forward, ...]:
+        if self._usage is None:
+            return ()
+        return self._usage.forwards.found(self._provenance.source if self._provenance else Source())
 
     @property
     def observing_seconds(self) -> float:

@@ -27,6 +27,7 @@ from precdoctor.program import TargetError, as_main, from_module, from_path
 if TYPE_CHECKING:
     from precdoctor.doctor import Doctor
     from precdoctor.observe.provenance import Provenance
+    from precdoctor.remedies.intervention import Intervention
 
 
 #: shares of the CPU time and of the parameters' bytes that a scan may spend observing; a Doctor in a long
@@ -51,16 +52,18 @@ def scan(
     watch: int | None = None,
     probe: bool = True,
     progress: Callable[[int], None] | None = None,
+    intervention: Intervention | None = None,
 ) -> Evidence:
     """Run a program in this process under observation and return what was seen.
 
     ``target`` is a script, with ``module`` a module, else a console command on PATH. The script is stopped
     after ``steps`` optimizer steps, None lets it run to its end. ``progress`` is called with 0 at the start
-    and with the number of steps after each. Whatever the script does is told by `Run.ended`, its traceback
+    and with the number of steps after each. ``intervention`` is in force from the import of torch on, and
+    what it raises it raises in the script. Whatever the script does is told by `Run.ended`, its traceback
     is printed; only `TargetError` is raised, where there is nothing to run.
     """
     program = from_module(target) if module else from_path(target)
-    observer = _Observer(program.own, steps, every, watch, probe, progress)
+    observer = _Observer(program.own, steps, every, watch, probe, progress, intervention)
     started, start, process = datetime.datetime.now().astimezone(), time.perf_counter(), os.getpid()
     if progress is not None:
         progress(0)
@@ -202,11 +205,13 @@ class _Observer:
         watch: int | None,
         probe: bool,
         progress: Callable[[int], None] | None,
+        intervention: Intervention | None,
     ) -> None:
         #: the steps asked for were made
         self.stopped = False
         self._own, self._every, self._watch, self._probe = own, every, watch, probe
         self._steps, self._progress, self._process = steps, progress, os.getpid()
+        self._intervention = intervention
         self._doctor: Doctor | None = None
         self._provenance: Provenance | None = None
         self._stack = ExitStack()
@@ -241,6 +246,14 @@ class _Observer:
         return dataclasses.replace(evidence, excerpts=self._provenance.excerpts(_places(evidence)))
 
     def _attach(self) -> None:
+        if self._intervention is None:
+            self._observe()
+            return
+        self._stack.enter_context(self._intervention)
+        self._observe()
+        self._intervention.settle()
+
+    def _observe(self) -> None:
         try:
             from precdoctor.doctor import Doctor
             from precdoctor.observe.provenance import Provenance
@@ -269,6 +282,8 @@ class _Observer:
                 self._progress(steps)
         if self._steps is not None and steps >= self._steps:
             self.stopped = True
+            if self._intervention is not None:
+                self._intervention.step_ended()
             raise StopScript(0)
 
 

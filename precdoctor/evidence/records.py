@@ -109,6 +109,9 @@ class Updates:
     headroom_bits: Histogram = field(default_factory=lambda: Histogram(low=0, width=0.5, counts=()))
     #: the same bins weighted by the squared intended update: what a change of lr would restore
     headroom_energy: Histogram = field(default_factory=lambda: Histogram(low=0, width=0.5, counts=()))
+    #: the same as if every learning rate had been 1, the latest steps weighing most: the state of the run,
+    #: from which a schedule's later rates are foreseen. Bits are those at lr, less log2(lr)
+    headroom_per_lr: Histogram = field(default_factory=lambda: Histogram(low=0, width=0.5, counts=()))
     #: number of intended and of applied increases and decreases
     ups_intended: int = 0
     downs_intended: int = 0
@@ -309,6 +312,19 @@ class Backward:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Forward:
+    """A line of the user's code that calls a model: a module with parameters, inside no other module."""
+
+    place: Place
+    #: what is called there, such as "self.model"; empty where Python does not tell
+    expression: str = ""
+    #: type of the device of the model's parameters: "cpu", "cuda", ...
+    device: str = ""
+    #: the format of the autocast region that was active; empty when none was
+    autocast: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Scaler:
     """A gradient scaler at the end of the run."""
 
@@ -352,6 +368,8 @@ class Evidence:
     states: tuple[State, ...] = ()
     optimizers: tuple[Optimizer, ...] = ()
     backward: Backward | None = None
+    #: where models were called in the first steps; empty when that was not observed
+    forwards: tuple[Forward, ...] = ()
     scalers: tuple[Scaler, ...] = ()
     #: (step, loss) at the recorded backward passes
     losses: tuple[tuple[int, float], ...] = ()

@@ -8,6 +8,7 @@ twin can. All of it happens off the run, on copies.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from precdoctor import formats
 from precdoctor.evidence import Bench
 from precdoctor.observe.twin import CannotReplay, step, twin, undisturbed_rng
+from precdoctor.observe.wrapping import keeper
 
 _STEPS = 300
 #: toy weights: not at a binade's edge, inside [-1, 1]
@@ -151,6 +153,7 @@ def _edq(
     exact, _ = _toy(torch.float64, ndim)
     start = exact.detach().clone()
     low = twin(optimizer, group, [stored], [{}], settings, same_implementation=True)
+    step_low = _stepper(optimizer, low)
     high = twin(optimizer, group, [exact], [{}], settings)
     on_grid = True
     for index in range(steps):
@@ -158,7 +161,7 @@ def _edq(
         # that divide by the gradient's own variance (centered RMSprop) would divide by zero
         gradient = direction * (1.0 + 0.9 * math.sin(1.7 * index))
         stored.grad, exact.grad = gradient.to(dtype), gradient.clone()
-        step(low)
+        step_low()
         step(high)
         if index < 3:
             on_grid = on_grid and torch.equal(exact.detach().to(dtype).double(), exact.detach())
@@ -176,5 +179,20 @@ def _survives_zero_gradient(
     parameter, _ = _toy(dtype, ndim)
     shadow = twin(optimizer, group, [parameter], [{}], same_implementation=True)
     parameter.grad = torch.zeros_like(parameter)
-    step(shadow)
+    _stepper(optimizer, shadow)()
     return bool(torch.isfinite(parameter).all())
+
+
+def _stepper(optimizer: torch.optim.Optimizer, shadow: torch.optim.Optimizer) -> Callable[[], None]:
+    """Return what steps a shadow as the run's optimizer is stepped: through a wrapper like its own."""
+    around = keeper(optimizer)
+    if around is None:
+        return lambda: step(shadow)
+    like = around.again(shadow)
+
+    def stepped() -> None:
+        like.before()
+        step(shadow)
+        like.after()
+
+    return stepped

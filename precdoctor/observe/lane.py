@@ -18,6 +18,7 @@ from precdoctor.observe.ledger import GradientLedger, Ledger, Segment
 from precdoctor.observe.states import StateLedger
 from precdoctor.observe.twin import CannotReplay, copied_state, setting, step, twin, undisturbed_rng
 from precdoctor.observe.watch import Flat, Watch, staging_dtype
+from precdoctor.observe.wrapping import keeper
 
 #: "elementwise": the shadow steps the watched elements; "whole tensor": it steps whole tensors;
 #: "none": the optimizer can't be replayed, only gradients and motion are seen
@@ -118,8 +119,8 @@ class Lane:
             if not small:
                 self._unread.add(index)
         values = self._gradient.fetch(found)
-        scale = getattr(optimizer, "grad_scale", None)
-        if isinstance(scale, Tensor):  # a fused step under a GradScaler divides inside
+        scale = getattr(optimizer, "grad_scale", getattr(keeper(optimizer), "grad_scale", None))
+        if isinstance(scale, Tensor):  # a fused step under a GradScaler, or a wrapper, divides inside
             values.div_(scale.to(values.device))
         present = [g is not None for g in found]
         self.present = present
@@ -202,13 +203,18 @@ class Lane:
         if isinstance(skipped, Tensor):
             intended = intended * (skipped.to(self.device) == 0)
         # state in a low format is itself rounded on the way: the stored update may differ by some percent
-        self.ledger.add(before, after, intended, 0.3 if self.low or self.states else 0.02)
+        loose = 0.3 if self.low or self.states else 0.02
+        # what a later rate would do is asked of low formats alone
+        lr = setting(optimizer.param_groups[group].get("lr")) if self.low else None
+        self.ledger.add(before, after, intended, loose, lr=lr, number=number)
         self._last_step = number
         self._roles, self._whole = {}, []  # the state is the run's, which may let go of it
 
     def _weighs_decay(self, optimizer: torch.optim.Optimizer, group: int) -> bool:
         decays = (setting(optimizer.param_groups[group].get("weight_decay")) or 0.0) > 0
-        return self.low and decays and self.replay == "elementwise" and self.ledger.steps < _DECAY_STEPS
+        due = self.low and decays and self.replay == "elementwise" and self.ledger.steps < _DECAY_STEPS
+        # a wrapper stores the result: a replay in the run's formats would not show how
+        return due and keeper(optimizer) is None
 
     def _add_decay(self, optimizer: torch.optim.Optimizer, group: int, intended: Tensor) -> None:
         """Enter weight decay's part: what it adds to the exact update and to the stored result.

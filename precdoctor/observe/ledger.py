@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,6 +21,10 @@ from precdoctor.numerics import BINADE_BINS, LOWEST_BINADE, binade_index, headro
 WINDOWS = (4, 16)
 #: headroom histogram: bits at the left edge, bins per bit, number of bins
 _LOW, _PER_BIT, _BINS = -40, 2, 128
+#: the same at a learning rate of 1, which most updates exceed by ten bits or more: left edge
+_LOW_PER_LR = -24
+#: power of time with which what was seen fades: the first half of the run weighs one sixteenth in the end
+_FADING = 4
 _Z95 = 1.96
 
 
@@ -46,6 +51,8 @@ class Ledger:
             torch.tensor([s.stop - s.start for s in segments], device=device),
         )
 
+        self._first_bin = self.owner * _BINS
+
         def zeros(dtype: torch.dtype = dtype) -> Tensor:
             return torch.zeros(n, dtype=dtype, device=device)
 
@@ -60,17 +67,28 @@ class Ledger:
         self.before, self.after, self.last_u = zeros(), zeros(), zeros()
         self.headroom = torch.zeros(count * _BINS, dtype=torch.float32, device=device)
         self.energy = torch.zeros(count * _BINS, dtype=torch.float32, device=device)
+        self.energy_per_lr = torch.zeros_like(self.energy)
+        self._number = self._clock = 0
         self.decay: tuple[Tensor, Tensor] | None = None
         self.last_decay: Tensor | None = None
         self.steps = 0
         self.timeline: list[tuple[int, Tensor, Tensor]] = []
 
-    def add(self, before: Tensor, after: Tensor, intended: Tensor, loose: float) -> None:
+    def add(
+        self,
+        before: Tensor,
+        after: Tensor,
+        intended: Tensor,
+        loose: float,
+        *,
+        lr: float | None = None,
+        number: int = 1,
+    ) -> None:
         """Add one observed step.
 
         ``before`` and ``after`` hold the stored values, ``intended`` the meant update (0 where none); all
         of shape (n,). ``loose`` is the share by which a replayed update may differ from the stored one
-        beside rounding.
+        beside rounding. ``lr`` is the step's learning rate, where it has one, ``number`` counts steps from 1.
         """
         u = torch.nan_to_num_(intended.to(before.dtype), 0.0, 0.0, 0.0)
         a = torch.nan_to_num_(after - before, 0.0, 0.0, 0.0)
@@ -101,10 +119,29 @@ class Ledger:
         allowed = u.abs().mul_(torch.exp2(2.0 - bits).add_(loose + 2 * self.fmt.eps))
         self.missed += (a - u).abs_() > allowed
         bits = torch.nan_to_num(bits, nan=_LOW)
-        bins = ((bits.clamp(_LOW, _LOW + _BINS / _PER_BIT - 0.25) - _LOW) * _PER_BIT).long()
-        bins += self.owner * _BINS
+        bins, squares = self._bins(bits, _LOW), (u * u).to(self.energy.dtype)
         self.headroom.index_add_(0, bins, meant.to(self.headroom.dtype))
-        self.energy.index_add_(0, bins, (u * u).to(self.energy.dtype))
+        self.energy.index_add_(0, bins, squares)
+        self._add_per_lr(bits, squares, lr, number)
+
+    def _bins(self, bits: Tensor, low: float) -> Tensor:
+        return bits.sub(low).mul_(_PER_BIT).clamp_(0, _BINS - 1).long().add_(self._first_bin)
+
+    def _add_per_lr(self, bits: Tensor, squares: Tensor, lr: float | None, number: int) -> None:
+        """Add one step as it would be at a learning rate of 1, and let the older ones fade.
+
+        It stands for the steps since the last observed one. The first updates of Adam are several times as
+        large as later ones and all observed: summed up alike they would hide what the run has come to.
+        """
+        # a new optimizer over the same parameters counts from 1 again
+        elapsed, self._number = max(number - self._number, 1), number
+        self._clock += elapsed
+        if lr is None or not lr > 0:
+            return
+        kept = (1 - elapsed / self._clock) ** _FADING
+        self.energy_per_lr *= kept
+        bins = self._bins(bits, _LOW_PER_LR + math.log2(lr))
+        self.energy_per_lr.index_add_(0, bins, squares, alpha=(1 - kept) / lr**2)
 
     def add_decay(self, intended: Tensor, stored: Tensor) -> None:
         """Add weight decay's part of one step: as meant, and as it changes the stored result; (n,)."""
@@ -175,11 +212,15 @@ class Ledger:
             per_step=per_step, arrived=ratio[0], low=ratio[1], high=ratio[2], intended_total=relative * steps
         )
 
-    def histogram(self, index: int, *, energy: bool = False) -> Histogram:
-        """Return the headroom histogram in bits: counts, or sums of squared intended updates."""
-        source = self.energy if energy else self.headroom
-        counts = source[index * _BINS : (index + 1) * _BINS].tolist()
-        return Histogram(low=_LOW, width=1 / _PER_BIT, counts=tuple(counts)).trimmed()
+    def histogram(self, index: int, of: Literal["count", "energy", "energy per lr"]) -> Histogram:
+        """Return the headroom histogram in bits: of counts, or of squared intended updates.
+
+        "energy per lr" is as if every learning rate had been 1, the latest steps weighing most.
+        """
+        sources = {"count": self.headroom, "energy": self.energy, "energy per lr": self.energy_per_lr}
+        counts = sources[of][index * _BINS : (index + 1) * _BINS].tolist()
+        low = _LOW_PER_LR if of == "energy per lr" else _LOW
+        return Histogram(low=low, width=1 / _PER_BIT, counts=tuple(counts)).trimmed()
 
     def stretches(self, index: int) -> tuple[float | None, ...]:
         """Return the EDQ of each stretch of the timeline."""

@@ -6,6 +6,7 @@ import gc
 import sys
 import weakref
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -13,10 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from precdoctor.observe.forwards import CALL, Forwards
 from precdoctor.observe.watch import is_plain
 
-#: the code that runs a module's hooks and its forward
-_CALL = nn.Module._call_impl.__code__
 #: prefixes that wrappers put in front of names
 _WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.")
 
@@ -110,20 +110,21 @@ def _callers(frame: FrameType | None) -> frozenset[int]:
     """Return the identities of the modules whose forward is running."""
     found = set()
     while frame is not None:
-        if frame.f_code is _CALL:
+        if frame.f_code is CALL:
             found.add(id(frame.f_locals["self"]))
         frame = frame.f_back
     return frozenset(found)
 
 
 class Usage:
-    """Which modules ran their forward in the first steps, and inside which: a global hook, soon removed.
+    """Which modules ran their forward in the first steps, inside which and called where: a global hook.
 
-    It would make torch.compile's guards fail, so a call of torch.compile ends it.
+    It is removed soon: it would make torch.compile's guards fail, so a call of torch.compile ends it.
     """
 
     def __init__(self) -> None:
         self.ran: dict[int, frozenset[int]] | None = None
+        self.forwards = Forwards()
         self._handle: Any = None
         self._compile: Any = None
 
@@ -134,6 +135,8 @@ class Usage:
         def note(module: nn.Module, _: Any) -> None:
             if id(module) not in ran:
                 ran[id(module)] = _callers(sys._getframe(1))
+            with suppress(Exception):  # whatever goes wrong with that is no matter of the run
+                self.forwards.note(module, sys._getframe(1))
 
         self._handle = nn.modules.module.register_module_forward_pre_hook(note)
         original = self._compile = torch.compile

@@ -10,9 +10,11 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from precdoctor.observe.twin import muted, undisturbed_rng
+from precdoctor.observe.wrapping import inner
 
 #: how far ahead a schedule is followed, steps and seconds
 _HORIZON, _SECONDS = 20_000, 0.25
@@ -44,9 +46,14 @@ def future(
     ``schedulers`` are those of the process, where they are known already.
     """
     known = live_schedulers() if schedulers is None else schedulers
-    mine = [s for s in known if getattr(s, "optimizer", None) is optimizer]
-    inner = {id(child) for s in mine for child in getattr(s, "_schedulers", ())}
-    outer = [s for s in mine if id(s) not in inner and not isinstance(s, ReduceLROnPlateau)]
+    # one that was attached to a wrapper writes to the groups of the optimizer inside
+    mine = [
+        s
+        for s in known
+        if isinstance(o := getattr(s, "optimizer", None), Optimizer) and inner(o) is optimizer
+    ]
+    children = {id(child) for s in mine for child in getattr(s, "_schedulers", ())}
+    outer = [s for s in mine if id(s) not in children and not isinstance(s, ReduceLROnPlateau)]
     moved = max((s.last_epoch for s in outer), default=0)
     if not outer or (moved == 0 and steps > 1):
         return {}
@@ -56,7 +63,7 @@ def future(
     with undisturbed_rng(), muted(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            copies = [copy.deepcopy(s, {id(optimizer): stub}) for s in outer]
+            copies = [copy.deepcopy(s, {id(optimizer): stub, id(s.optimizer): stub}) for s in outer]
             deadline, wanted = time.perf_counter() + _SECONDS, 1
             for number in range(1, _HORIZON + 1):
                 for scheduler in copies:

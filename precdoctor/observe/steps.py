@@ -27,6 +27,7 @@ from precdoctor.observe.bench import bench, is_elementwise
 from precdoctor.observe.lane import WHOLE_BUDGET, Lane, Replay
 from precdoctor.observe.twin import CannotReplay, setting
 from precdoctor.observe.watch import Watch, is_plain, limit_for
+from precdoctor.observe.wrapping import keeper
 
 #: optimizers observed whatever the budget says: the first of the process
 _FIRST = 8
@@ -400,7 +401,9 @@ def _has_hooks(optimizer: torch.optim.Optimizer) -> bool:
     """Tell whether hooks run between ours and the step: they may clip or change the gradients."""
     if isinstance(getattr(optimizer, "grad_scale", None), Tensor):
         return False  # a fused step divides the gradients themselves: read them before
-    return len(_global_optimizer_pre_hooks) > 1 or bool(optimizer._optimizer_step_pre_hooks)
+    # a wrapper that stores the results leaves the gradients as they are
+    own = len(optimizer._optimizer_step_pre_hooks) - (keeper(optimizer) is not None)
+    return len(_global_optimizer_pre_hooks) > 1 or own > 0
 
 
 def _is_capturing() -> bool:

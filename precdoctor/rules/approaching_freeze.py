@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from precdoctor.evidence import Evidence
-from precdoctor.rules.descent import edq_at, is_meant, quality
+from precdoctor.evidence import Evidence, Histogram
+from precdoctor.rules.descent import edq_at, expected_rise, is_meant, quality
 from precdoctor.rules.finding import Finding, Severity
 from precdoctor.rules.measures import measured, sample_note
 from precdoctor.rules.prescriptions import for_lost_updates
@@ -31,10 +31,10 @@ class Forecast:
     """When a parameter's updates will be lost."""
 
     item: Stepped
-    #: step of its optimizer at which EDQ falls under one half, and the learning rate there
+    #: step of its optimizer from which EDQ stays under one half, and the learning rate there
     step: int
     lr: float
-    #: lowest EDQ up to the end of the schedule, and share of the steps until then that are under one half
+    #: lowest EDQ from there to the end of the schedule, and share of the steps to come that lie there
     edq_lowest: float
     lost_future_share: float
     #: the schedule has an end; one that falls for ever says nothing about the length of the training
@@ -58,19 +58,29 @@ class ApproachingFreeze(Rule):
     ## Criterion
 
     Only for a run that was cut short (it has a future) with a scheduler that can be asked for the rates to
-    come. Each parameter's squared intended updates, by headroom in bits, are shifted by the change of rate;
-    what is looked for is the step at which the expected EDQ falls under 0.5, for parameters that are healthy
-    now (EDQ 0.7 or more at the lower end of its interval) in a format below float32. It is a warning when
-    10 % or more of the steps up to the end of the schedule are under it; else, and for a schedule without an
-    end (exponential, every so many steps), a note. A schedule ends where its rate reaches 0, stays at a floor
+    come. Each parameter's squared intended updates, by headroom in bits, are kept as if every rate had been
+    1, the latest steps weighing most (Adam's first updates, or those of a warm-up, say little about later
+    ones), and shifted by the rates to come. What is looked for is the step from which the expected EDQ stays
+    under 0.5, for parameters in a format below float32 that are healthy now (EDQ 0.7 or more at the lower end
+    of its interval), or will be once the rate has risen to its peak. It is a warning when 10 % or more of the
+    steps up to the end of the schedule are under it; else, and for a schedule without an end (exponential,
+    every so many steps), a note. A schedule ends where its rate, having fallen, reaches 0, stays at a floor
     or turns up again.
 
     ## Blind spots
 
-    Gradients and weights are taken to stay as they are; Adam-like updates follow the rate, those of plain
-    SGD shrink with the gradient as well and freeze sooner. Rates set by hand have no future that could be
-    asked for. The training may end before its schedule does. A scheduler stepped once per epoch is
-    recognised by a rate that should have changed and did not; nothing is said then.
+    Gradients and weights are taken to stay as they are, so the forecast comes late rather than early. While
+    gradients still agree from step to step, Adam's updates are near the rate; where noise rules they are down
+    to sqrt((1 - beta1) / (1 + beta1)), 0.23 of it: up to 2.1 bits less headroom than was seen. Those of SGD
+    follow the gradient itself, and weights that grow lose sooner under any optimizer. Trained on to the end
+    (`benchmarks/forecast.py`), a forecast after 200 of 1,000 or 1,500 steps is off by, in the median, 4 % of
+    the run for a language model under AdamW (one parameter in ten by 24 % or more: its head grows), by 6 %
+    for SGD with momentum and by 16 % for a regression whose updates shrink for 300 steps, these two nearly
+    always late; after 50 steps by 5 %, 10 % and 24 %. Norm biases and others that start at 0 may be missed.
+
+    Rates set by hand have no future that could be asked for. The training may end before its schedule does.
+    A scheduler stepped once per epoch is recognised by a rate that should have changed and did not; nothing
+    is said then.
 
     ## Remedies
 
@@ -109,9 +119,11 @@ class ApproachingFreeze(Rule):
             if len(items) == 1
             else f"{count(len(items), 'parameter')} in {item.format.name} are"
         )
+        now = "now" if expected_rise(item, evidence.run) <= 1 else "once the rate has risen"
         text = (
-            f"{who} healthy now and will lose more than half of the descent from step {first.step:,} on, "
-            f"when the schedule reaches lr {number(first.lr)}; EDQ falls to {number(first.edq_lowest)}"
+            f"{who} healthy {now} and will lose more than half of the descent from about step "
+            f"{first.step:,} on, when the schedule reaches lr {number(first.lr)}; "
+            f"EDQ falls to {number(first.edq_lowest)}"
         )
         if len(items) > 1:
             text += f" ({item.parameter.name}, the first)"
@@ -139,32 +151,42 @@ class ApproachingFreeze(Rule):
 
 
 def forecast(item: Stepped, evidence: Evidence) -> Forecast | None:
-    """Return when a parameter that is healthy now will lose its updates; None if it will not."""
-    group, energy, found = item.group, item.updates.headroom_energy, quality(item, evidence.run)
+    """Return when a parameter loses its updates that is healthy, or will be at the peak; None if never."""
+    group, energy, found = item.group, item.updates.headroom_per_lr, quality(item, evidence.run)
     future, is_bounded = _until_its_end(group.lr_future)
     if not item.is_low or item.preserves or item.writes_nothing or found is None or not future:
         return None
-    if found.low < HEALTHY_EDQ or not group.lr_max or not is_meant(item, evidence.run, MIN_JUDGED):
+    if group.lr_last is None or not is_meant(item, evidence.run, MIN_JUDGED) or _has_another_pace(item):
         return None
-    if _has_another_pace(item):
+    points = [(0, group.lr_last), *future]
+    expected = [edq_at(energy, lr) for _, lr in points]
+    healthy = found.low if expected_rise(item, evidence.run) <= 1 else max(expected)
+    if healthy < HEALTHY_EDQ or expected[-1] >= FREEZING_EDQ:
         return None
-    # the energy is that of the largest updates seen, which the largest rate made
-    expected = [edq_at(energy, lr / group.lr_max) for _, lr in future]
-    ill = [value < FREEZING_EDQ for value in expected]
-    if not any(ill):
-        return None
-    first = ill.index(True)
-    # each point stands for the steps since the one before it
-    spans = [after - before for (before, _), (after, _) in zip([(0, 0.0), *future], future, strict=False)]
-    lost = sum(span for span, is_ill in zip(spans, ill, strict=True) if is_ill)
+    # where it goes under for good: a warm-up may begin under it as well
+    first = max((i for i, value in enumerate(expected) if value >= FREEZING_EDQ), default=-1) + 1
+    step, lr = points[first] if first == 0 else _crossing(energy, points[first - 1], points[first])
     return Forecast(
         item=item,
-        step=item.optimizer.steps + future[first][0],
-        lr=future[first][1],
-        edq_lowest=min(expected),
-        lost_future_share=lost / sum(spans),
+        step=item.optimizer.steps + step,
+        lr=lr,
+        edq_lowest=min(expected[first:]),
+        lost_future_share=1 - step / points[-1][0],
         is_bounded=is_bounded,
     )
+
+
+def _crossing(energy: Histogram, above: tuple[int, float], below: tuple[int, float]) -> tuple[int, float]:
+    """Return the first step that is under, and its rate, between two points of a schedule."""
+    while below[0] - above[0] > 1:
+        middle = (above[0] + below[0]) // 2
+        part = (middle - above[0]) / (below[0] - above[0])
+        lr = above[1] + part * (below[1] - above[1])
+        if edq_at(energy, lr) < FREEZING_EDQ:
+            below = middle, lr
+        else:
+            above = middle, lr
+    return below
 
 
 def _until_its_end(
@@ -172,16 +194,17 @@ def _until_its_end(
 ) -> tuple[list[tuple[int, float]], bool]:
     """Return a schedule up to its end, and whether it has one.
 
-    It ends where the rate is 0, turns up again after its peak (a period of a cosine) or stays at a floor.
+    It ends where the rate, once it has fallen, is 0, turns up again (a period of a cosine) or stays.
     """
     points = [(offset, lr) for offset, lr in future if offset > 0]
     rates = [lr for _, lr in points]
-    peak = rates.index(max(rates)) if rates else 0
-    for index in range(peak + 1, len(points)):
-        if rates[index] <= 0 or rates[index] > rates[index - 1]:
+    has_fallen = False
+    for index in range(1, len(points)):
+        has_fallen = has_fallen or rates[index] < rates[index - 1]
+        if has_fallen and (rates[index] <= 0 or rates[index] > rates[index - 1]):
             return points[:index], True
     last = len(points) - 1
-    while last > peak and rates[last - 1] == rates[-1]:
+    while last > 0 and rates[last - 1] == rates[-1]:
         last -= 1
     at_floor = last < len(points) - 1 and points[-1][0] > 2 * points[last][0]
     return points[: last + 1], at_floor

@@ -27,6 +27,12 @@ MAX_MISMATCH_SHARE = 0.05
 #: how far a learning rate may still rise that was rising when the watch ended, its schedule unknown:
 #: 50 steps seen of a warm-up of 1,000
 UNKNOWN_RISE = 20.0
+#: update in ulp from which rounding it changes nothing that matters: 1/64 at most
+_MANY_ULPS = 32.0
+#: distance from 1 at which EDQ counts as restored: below 0.9 is PD102 again
+RESTORED_WITHIN = 0.1
+#: step in which the scale that restores it is looked for, bits
+_SCAN_BITS = 1 / 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,25 +162,49 @@ def edq_at(energy: Histogram, scale: float) -> float:
     shift, arrived = math.log2(scale), 0.0
     for index, weight in enumerate(energy.counts):
         if weight > 0:
-            # three points per bin: a bin is half a bit wide, and the step at 0 bits is sharp
-            for part in (1 / 6, 3 / 6, 5 / 6):
-                ulps = 2.0 ** (energy.low + (index + part) * energy.width + shift - 1)
-                arrived += weight / 3 * (math.floor(ulps + 0.5) / ulps if ulps < 1e6 else 1.0)
+            left, right = (energy.low + edge * energy.width + shift for edge in (index, index + 1))
+            arrived += weight * _arriving(2.0 ** (left - 1), 2.0 ** (right - 1))
     return arrived / energy.total
 
 
-def factor_for(energy: Histogram, share: float) -> float | None:
-    """Return the smallest factor on all updates that lifts a share of the descent above half an ulp.
+def _arriving(least: float, most: float) -> float:
+    """Return the mean of round(x) / x over x, in ulp, spread evenly by its logarithm from least to most."""
+    if least > _MANY_ULPS:
+        return 1.0
+    # round(x) is k from k - 1/2 to k + 1/2; the integral of k / x dx / x is k / left - k / right
+    total = 0.0
+    for k in range(math.floor(least + 0.5), math.floor(most + 0.5) + 1):
+        left, right = max(least, k - 0.5), min(most, k + 0.5)
+        total += k * (1 / left - 1 / right)
+    return total / math.log(most / least)
 
-    ``energy`` holds squared intended updates by headroom; bins count by their lower edge. None when empty.
+
+def restoring_factor(energy: Histogram) -> float | None:
+    """Return the smallest factor on all updates from which on the expected EDQ is within 0.1 of 1.
+
+    Just above half an ulp an update is stored twice as large as it was meant, so EDQ swings around 1
+    before it settles: looked for is the last crossing, from above. 1 where nothing has to change; None
+    for an empty histogram.
     """
-    below = 0.0
-    for index, weight in enumerate(energy.counts):
-        below += weight
-        if weight > 0 and below > (1 - share) * energy.total:
-            factor: float = 2.0 ** -(energy.low + index * energy.width)
-            return max(factor, 1.0)
-    return None
+    if energy.total <= 0:
+        return None
+    # from 32 ulp on even one bin alone is right to 1/64
+    high = max(6 - energy.low, 0.0)
+    low = high
+    while low > 0 and _is_restored(energy, low):
+        high, low = low, low - _SCAN_BITS
+    if low <= 0 and _is_restored(energy, 0.0):
+        return 1.0
+    low = max(low, 0.0)
+    while high - low > 1e-3:
+        middle = (low + high) / 2
+        low, high = (low, middle) if _is_restored(energy, middle) else (middle, high)
+    factor: float = 2.0**high
+    return factor
+
+
+def _is_restored(energy: Histogram, bits: float) -> bool:
+    return abs(1 - edq_at(energy, 2.0**bits)) <= RESTORED_WITHIN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -41,6 +41,8 @@ class Prescription:
     why: str
     #: unified diff against the user's lines; empty when none was written
     diff: str = ""
+    #: what the remedy is to be set to, by name, such as {"factor": 30.0}; solved from the evidence
+    settings: dict[str, float | str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,46 +3,82 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from precdoctor.evidence import Parameter
 from precdoctor.formats import FLOAT32, half_ulp
-from precdoctor.rules.descent import Arithmetic, arithmetic, factor_for
+from precdoctor.rules.descent import RESTORED_WITHIN, Arithmetic, arithmetic, restoring_factor
 from precdoctor.rules.finding import Prescription
 from precdoctor.rules.reading import Stepped, cause_of_format, merged
-from precdoctor.rules.wording import at, number, size
+from precdoctor.rules.wording import at, count, number, percent, size
 
-#: share of the descent that a larger learning rate or smaller weights have to lift above half an ulp: less is
-#: PD102 again
-CURED_SHARE = 0.9
+#: share of all parameters up to which modules are worth keeping in float32 one by one
+ISLAND_SHARE = 0.1
 #: share of power-of-two weights from which a larger learning rate lets updates pass in one direction first
 EDGE_SHARE = 0.2
 
 
-def ranked(reasons: Sequence[tuple[str, str]]) -> tuple[Prescription, ...]:
-    """Return prescriptions for (remedy, why) pairs, best first."""
+Settings = Mapping[str, float | str]
+
+
+def ranked(reasons: Sequence[tuple[str, str] | tuple[str, str, Settings]]) -> tuple[Prescription, ...]:
+    """Return prescriptions for (remedy, why) or (remedy, why, settings), best first."""
     return tuple(
-        Prescription(remedy=remedy, rank=rank, why=why) for rank, (remedy, why) in enumerate(reasons, start=1)
+        Prescription(remedy=remedy, rank=rank, why=why, settings=dict(*settings))
+        for rank, (remedy, why, *settings) in enumerate(reasons, start=1)
     )
 
 
-def for_lost_updates(items: Sequence[Stepped], *, scaling: bool = True) -> tuple[Prescription, ...]:
+def for_lost_updates(
+    items: Sequence[Stepped], *, scaling: bool = True, among: Sequence[Parameter] = ()
+) -> tuple[Prescription, ...]:
     """Return the cures for updates that round away in the weights' format.
 
     ``scaling`` includes larger updates and smaller weights, which never come first: at a binade's edge
-    they trade freezing for one-sided drift.
+    they trade freezing for one-sided drift. ``among`` are the parameters of the run: where the ill ones are
+    a few modules of it, those can be kept in float32 alone.
     """
     numbers = arithmetic(items)
-    reasons = [
+    reasons: list[tuple[str, str] | tuple[str, str, Settings]] = [
         ("autocast", _float32_weights(items, numbers)),
         ("master-weights", _masters(items)),
         ("stochastic-rounding", _stochastic(numbers)),
         ("kahan", _kahan(items, numbers)),
     ]
-    factor = factor_for(merged(i.updates.headroom_energy for i in items), CURED_SHARE) if scaling else None
+    if is_island(items, among):
+        reasons.append(("float32-island", _island(items, among)))
+    factor = restoring_factor(merged(i.updates.headroom_energy for i in items)) if scaling else None
     if factor is not None and factor > 1:
-        reasons.append(("group-lr", _larger_lr(items, factor)))
-        reasons.append(("reinit", _smaller_weights(factor, numbers)))
+        reasons.append(("group-lr", _larger_lr(items, factor), {"factor": factor}))
+        reasons.append(("reinit", _smaller_weights(factor, numbers), {"factor": 1 / factor}))
     return ranked(reasons)
+
+
+def is_island(items: Sequence[Stepped], among: Sequence[Parameter]) -> bool:
+    """Tell whether parameters are all those of some modules, and a small share of the run's."""
+    names = {i.parameter.name for i in items}
+    if not names or not all(i.parameter.module for i in items):
+        return False
+    prefixes = {name.rpartition(".")[0] for name in names}
+    for parameter in among:
+        inside = any(parameter.name.startswith(f"{prefix}.") for prefix in prefixes if prefix)
+        if parameter.name not in names and inside:
+            return False
+    own = sum(i.parameter.numel for i in items)
+    return "" not in prefixes and own <= ISLAND_SHARE * sum(p.numel for p in among)
+
+
+def _island(items: Sequence[Stepped], among: Sequence[Parameter]) -> str:
+    modules = {i.parameter.name.rpartition(".")[0]: i.parameter.module for i in items}
+    kinds = set(modules.values())
+    kind = kinds.pop() if len(kinds) == 1 else "module"
+    own, everything = sum(i.parameter.numel for i in items), sum(p.numel for p in among)
+    which = f"this {kind}" if len(modules) == 1 else f"these {count(len(modules), kind)}"
+    extra = size(own * (FLOAT32.bits - items[0].format.bits) / 8)
+    return (
+        f"keep {which} in float32 (+{extra} of weights): {percent(own / everything)} of the run's "
+        f"parameters, the rest stays {items[0].format.name}"
+    )
 
 
 def _float32_weights(items: Sequence[Stepped], numbers: Arithmetic | None) -> str:
@@ -89,12 +125,13 @@ def _larger_lr(items: Sequence[Stepped], factor: float) -> str:
     lr = items[0].group.lr_max
     if lr:
         why += f" (lr {number(lr)} -> {number(lr * factor)})"
+    why += f", the smallest factor from which on the recorded headroom has EDQ within {RESTORED_WITHIN} of 1"
     if _at_edges(items):
         return (
             f"{why}; the weights are powers of two, where decreases pass at half that size: with less than "
             "this they drift towards zero, so not a cure by itself"
         )
-    return f"{why} and a decaying schedule would lose them again: not a cure by itself"
+    return f"{why}; a decaying schedule would lose them again: not a cure by itself"
 
 
 def _smaller_weights(factor: float, numbers: Arithmetic | None) -> str:

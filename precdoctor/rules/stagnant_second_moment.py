@@ -9,7 +9,7 @@ from typing import ClassVar
 from precdoctor.evidence import Evidence, Parameter, Place, State
 from precdoctor.formats import Format
 from precdoctor.rules.finding import Finding, Prescription, Severity, Subject
-from precdoctor.rules.prescriptions import ranked
+from precdoctor.rules.prescriptions import Settings, ranked
 from precdoctor.rules.reading import (
     FLOAT32_BITS,
     cause_of_format,
@@ -155,7 +155,7 @@ def _cures(
     numel = sum(p.numel for p in parameters)
     extra = size(numel * (FLOAT32_BITS - fmt.bits) / 8)
     state = ("float32-state", f"keep the second moment in float32 (+{extra}): it then falls at any beta2")
-    reasons = [state]
+    reasons: list[tuple[str, str] | tuple[str, str, Settings]] = [state]
     if follows:  # torch's own optimizers make their state in the weight's format
         weights = (
             "autocast",
@@ -167,6 +167,10 @@ def _cures(
     )
     beta = math.floor(100 * (1 - fmt.eps / 2)) / 100
     reasons.append(
-        ("beta2", f"beta2 of {beta:.2f} or less can fall in {fmt.name}; it also averages over fewer steps")
+        (
+            "beta2",
+            f"beta2 of {beta:.2f} or less can fall in {fmt.name}; it also averages over fewer steps",
+            {"beta2": beta},
+        )
     )
     return ranked(reasons)

@@ -112,5 +112,5 @@ class SwallowedUpdate(Rule):
             message=f"{text}{sample_note(evidence, items)}.",
             locations=format_locations(items),
             measured=values,
-            prescriptions=for_lost_updates(items),
+            prescriptions=for_lost_updates(items, among=evidence.parameters),
         )

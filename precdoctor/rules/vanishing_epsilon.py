@@ -126,6 +126,7 @@ class VanishingEpsilon(Rule):
                         "eps",
                         f"an eps of 1e-4 survives in {name} (smallest normal {number(fmt.min_normal)}); "
                         "it damps the steps of elements with gradients below that",
+                        {"eps": 1e-4},
                     ),
                 ]
             ),

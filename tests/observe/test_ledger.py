@@ -43,7 +43,7 @@ def test_headroom_of_the_scenario_is_two_bits_and_a_half_short() -> None:
     ledger = Ledger([Segment(0, 64, 1)], BFLOAT16, torch.float32, torch.device("cpu"))
     ones = torch.ones(64)
     ledger.add(ones, ones, torch.full((64,), -3e-4).double(), 0.0)
-    median = ledger.histogram(0).quantile(0.5)
+    median = ledger.histogram(0, "count").quantile(0.5)
     assert median == pytest.approx(math.log2(3e-4 / 2**-9), abs=0.5)
 
 
@@ -96,3 +96,31 @@ def test_watched_elements_stay_below_their_share_of_memory() -> None:
     assert limit_for(numels, sizes, 100, 0.15) == 100
     assert limit_for([10**6] * 10_000, [2] * 10_000, None, 0.15) == 64
     assert limit_for([100] * 5, [4] * 5, None, 0.15) >= 100
+
+
+def foreseen(steps: list[tuple[int, float, float]]) -> Ledger:
+    """Return a ledger of weights at 1 after (number, lr, update) at each observed step."""
+    ledger = Ledger([Segment(0, 64, 1)], BFLOAT16, torch.float32, torch.device("cpu"))
+    ones = torch.ones(64)
+    for number, lr, update in steps:
+        ledger.add(ones, ones, torch.full((64,), -update).double(), 0.0, lr=lr, number=number)
+    return ledger
+
+
+def test_what_is_foreseen_rests_on_the_latest_steps_whatever_their_rate() -> None:
+    # a warm-up whose first updates are as large as the rate, and then a quarter of it
+    rates = [(number, 1e-2 * min(number / 50, 1.0)) for number in range(1, 101)]
+    found = foreseen([(n, lr, lr if n <= 20 else lr / 4) for n, lr in rates]).histogram(0, "energy per lr")
+    # half an ulp below 1 is 2**-9, so a quarter of a rate of 1 is 7 bits above it
+    assert found.share_below(6.9) == 0
+    assert found.share_below(7.6) > 0.97
+
+
+def test_a_step_stands_for_those_before_it_that_were_not_observed() -> None:
+    dense = [(number, 1e-2, 1e-2) for number in range(1, 11)]
+    assert foreseen([*dense, (11, 1e-2, 2.5e-3)]).histogram(0, "energy per lr").share_below(8) < 0.1
+    assert foreseen([*dense, (100, 1e-2, 2.5e-3)]).histogram(0, "energy per lr").share_below(8) > 0.99
+
+
+def test_nothing_is_foreseen_from_a_rate_of_zero() -> None:
+    assert foreseen([(1, 0.0, 0.0)]).histogram(0, "energy per lr").counts == ()

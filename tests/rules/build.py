@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 from precdoctor.evidence import (
@@ -30,9 +31,9 @@ CAST, LR, BUILT = (
 )
 
 
-def headroom(bits: float, weight: float = 1000.0) -> Histogram:
-    """Return a histogram with everything in the half bit that holds ``bits``."""
-    low = (bits // 0.5) * 0.5
+def headroom(bits: float, weight: float = 1000.0, lr: float = 1.0) -> Histogram:
+    """Return a histogram with everything in the half bit that holds ``bits``, those at that learning rate."""
+    low = (bits // 0.5) * 0.5 - math.log2(lr)
     return Histogram(low=low, width=0.5, counts=(weight,))
 
 
@@ -48,6 +49,7 @@ def updates(**changes: Any) -> Updates:
         "edq": (WindowedEdq(window=1, edq=edq, low=low, high=high),),
         "headroom_bits": headroom(bits),
         "headroom_energy": headroom(bits),
+        "headroom_per_lr": headroom(bits, lr=3e-4),
         "ups_intended": 3300,
         "downs_intended": 3100,
         "ups_applied": 3200,

@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import math
 
+import pytest
+
 from precdoctor.evidence import Evidence
-from precdoctor.rules.approaching_freeze import ApproachingFreeze
+from precdoctor.rules.approaching_freeze import ApproachingFreeze, forecast
+from precdoctor.rules.reading import stepped
 from tests.rules.build import evidence, parameter, updates
 from tests.rules.build import with_bench as benched
 from tests.rules.build import with_group as grouped
@@ -25,7 +28,7 @@ def test_says_the_step_from_which_updates_will_be_lost() -> None:
     assert finding.severity == "warning"
     # 1.5 to 2 bits of headroom are gone below 2**-1.75 = 0.3 of the rate: step 100 + 700
     assert 780 <= finding.measured["freeze_step"] <= 840  # type: ignore[operator]
-    assert "healthy now and will lose more than half of the descent from step" in finding.message
+    assert "healthy now and will lose more than half of the descent from about step" in finding.message
 
 
 def test_is_a_note_when_only_the_last_steps_are_lost() -> None:
@@ -80,3 +83,31 @@ def test_a_schedule_without_an_end_is_a_note() -> None:
 def test_does_not_take_epochs_for_steps() -> None:
     per_epoch = tuple((offset, 3e-4 * 0.9**offset) for offset in range(1, 100))
     assert judge(grouped(evidence(parameter(), ended="stopped"), lr_future=per_epoch)) == []
+
+
+def test_finds_the_step_between_the_points_of_the_schedule() -> None:
+    fine, coarse = (
+        forecast(stepped(given)[0], given)
+        for given in (scheduled(), scheduled((LINEAR[0], LINEAR[49], LINEAR[98])))
+    )
+    assert fine is not None
+    assert coarse is not None
+    # the next point would be the schedule's end
+    assert abs(fine.step - coarse.step) <= 1
+    assert coarse.lr == pytest.approx(3e-4 * (1 - (coarse.step - 100) / 1000))
+
+
+def test_foresees_the_freeze_while_the_rate_is_still_rising() -> None:
+    rising = tuple((offset, 3e-5 + 2.7e-4 * offset / 100) for offset in range(10, 101, 10))
+    falling = tuple((100 + offset, lr) for offset, lr in LINEAR)
+    low = evidence(parameter(updates=updates(edq=0.1)), ended="stopped")
+    (finding,) = judge(grouped(low, lr_first=1e-6, lr_last=3e-5, lr_max=3e-5, lr_future=rising + falling))
+    assert 880 <= finding.measured["freeze_step"] <= 940  # type: ignore[operator]
+    assert "healthy once the rate has risen" in finding.message
+
+
+def test_a_second_period_that_is_higher_is_not_part_of_the_first() -> None:
+    again = tuple((1000 + offset, lr) for offset, lr in LINEAR)
+    (once,) = judge(scheduled(LINEAR[:-1]))
+    (twice,) = judge(scheduled((*LINEAR[:-1], *again)))
+    assert once.measured["freeze_step"] == twice.measured["freeze_step"]

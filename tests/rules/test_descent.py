@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from precdoctor.evidence import Histogram
 from precdoctor.formats import BFLOAT16, headroom_bits, round_to
-from precdoctor.rules.descent import arithmetic, edq_at, factor_for
+from precdoctor.rules.descent import arithmetic, edq_at, restoring_factor
 from precdoctor.rules.reading import merged, stepped
 from tests.rules.build import evidence, headroom, lost, norm, parameter, updates
 
@@ -52,14 +52,36 @@ def test_an_update_below_half_an_ulp_is_lost_and_a_large_one_arrives(bits: float
         assert expected == pytest.approx(1.0, abs=0.07)
 
 
-def test_the_factor_lifts_the_descent_above_half_an_ulp() -> None:
-    energy = headroom(-2.7)
-    factor = factor_for(energy, 0.9)
-    assert factor == 8.0, "the lower edge of the bin: -3 bits"
-    assert edq_at(energy, factor) >= 0.9 > edq_at(energy, factor / 2)
-    assert factor_for(headroom(5.0), 0.9) == 1.0
-    assert factor_for(merged([headroom(-2.7, 1.0), headroom(0.2, 99.0)]), 0.9) == 1.0
-    assert factor_for(Histogram(low=0, width=0.5, counts=()), 0.9) is None
+@pytest.mark.parametrize(("size", "spread"), [(3e-5, 0.0), (3e-4, 0.0), (3e-4, 1.0), (1e-6, 2.0)])
+def test_the_factor_is_the_smallest_from_which_the_descent_is_restored(size: float, spread: float) -> None:
+    draw = random.Random(3)
+    pairs = [(1.0, draw.choice((-1, 1)) * size * 2 ** draw.gauss(0, spread)) for _ in range(4000)]
+    _, energy = simulated(pairs)
+    factor = restoring_factor(energy)
+    assert factor is not None
+    assert factor > 1
+    for larger in (1.0, 1.1, 1.5, 2.0, 5.0, 100.0):
+        assert edq_at(energy, factor * larger) == pytest.approx(1.0, abs=0.101)
+    assert abs(1 - edq_at(energy, factor * 0.995)) > 0.0999
+
+
+def test_the_factor_is_confirmed_by_simulated_steps() -> None:
+    draw = random.Random(4)
+    pairs = [(round_to(BFLOAT16, draw.gauss(0, 0.02)), draw.gauss(0, 3e-5)) for _ in range(20000)]
+    before, energy = simulated(pairs)
+    factor = restoring_factor(energy)
+    assert factor is not None
+    assert before < 0.8
+    after, _ = simulated([(weight, update * factor) for weight, update in pairs])
+    assert after == pytest.approx(1.0, abs=0.14)
+    too_small, _ = simulated([(weight, update * factor / 2) for weight, update in pairs])
+    assert abs(1 - too_small) > 0.1
+
+
+def test_no_factor_is_needed_where_the_descent_arrives() -> None:
+    assert restoring_factor(headroom(5.0)) == 1.0
+    assert restoring_factor(merged([headroom(-2.7, 1.0), headroom(5.2, 99.0)])) == 1.0
+    assert restoring_factor(Histogram(low=0, width=0.5, counts=())) is None
 
 
 def test_no_updates_are_no_loss() -> None:

@@ -75,3 +75,4 @@ def test_prescribes_a_beta_that_can_fall() -> None:
     (finding,) = judge(evidence(parameter(), states=(moment(),)))
     beta = next(p for p in finding.prescriptions if p.remedy == "beta2")
     assert beta.why.startswith("beta2 of 0.99 or less")
+    assert beta.settings == {"beta2": 0.99}

@@ -27,6 +27,11 @@ def test_finds_the_default_eps_in_float16() -> None:
     assert "eps = 1e-8 of AdamW is 0 in float16, whose smallest positive value is 6e-8" in finding.message
 
 
+def test_prescribes_an_eps_that_survives_in_the_format() -> None:
+    (finding,) = judge(adam(half()))
+    assert next(p for p in finding.prescriptions if p.remedy == "eps").settings == {"eps": 1e-4}
+
+
 def test_counts_weights_that_are_gone_already() -> None:
     (finding,) = judge(adam(half(weight=weight(non_finite=60))))
     assert "60 of 64 watched weights" in finding.message
