@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ from markupsafe import Markup
 
 from precdoctor.evidence import Evidence, Example, Place
 from precdoctor.report import figures, words
+from precdoctor.report.cures import Cure, compared_with, cures, reason, tried, verdict
 from precdoctor.report.report import Report
 from precdoctor.report.rows import Row, finite, rank, rows, worst_first
-from precdoctor.rules.finding import Finding, Location, Prescription
+from precdoctor.rules.finding import Finding, Location
 from precdoctor.rules.wording import number
+from precdoctor.trials import Trial
 
 _TEMPLATES = Path(__file__).parent / "templates"
 #: lines of source shown before and after the one that matters
@@ -43,6 +46,11 @@ def render(report: Report) -> str:
         bits=words.bits,
         count=words.count,
         printable=words.printable,
+        loss=words.loss,
+        difference=lambda trial: words.difference(trial.loss_difference, trial.loss_difference_error),
+        ratio=words.ratio,
+        byte_count=words.byte_count,
+        reason=reason,
     )
     script = (_TEMPLATES / "report.js").read_text(encoding="utf-8")
     return environment.get_template("report.html").render(
@@ -62,6 +70,7 @@ def _content(report: Report) -> dict[str, Any]:
         "command": words.command(evidence.run),
         "diagnosis": report.diagnosis,
         "findings": _findings(report),
+        "cures": _cures(report.trials),
         "headroom": _svg(figures.headroom_histogram(table, prefix="headroom")),
         "fever": _svg(figures.fever_chart(table, evidence.timeline, prefix="fever")),
         "losses": _svg(figures.loss_curve(evidence.losses, prefix="losses")),
@@ -101,7 +110,7 @@ class _Shown:
 
     finding: Finding
     sources: tuple[_Source, ...]
-    cures: tuple[Prescription, ...]
+    cures: tuple[Cure, ...]
     measured: tuple[tuple[str, str], ...]
     #: the parameter whose element the number line shows
     example: str | None
@@ -124,7 +133,7 @@ def _findings(report: Report) -> list[_Shown]:
             _Shown(
                 finding=finding,
                 sources=tuple(_source(report.evidence, location) for location in finding.locations),
-                cures=tuple(sorted(finding.prescriptions, key=lambda cure: cure.rank)),
+                cures=cures(finding, report.trials),
                 measured=tuple(
                     (key.replace("_", " "), _measured(value)) for key, value in finding.measured.items()
                 ),
@@ -134,6 +143,19 @@ def _findings(report: Report) -> list[_Shown]:
             )
         )
     return shown
+
+
+def _cures(trials: Sequence[Trial]) -> dict[str, Any] | None:
+    """Return what the page says of the trials; None without any."""
+    if not tried(trials):
+        return None
+    return {
+        "verdict": verdict(trials),
+        "trials": [*compared_with(trials), *tried(trials)],
+        "losses": _svg(figures.trial_losses(trials, prefix="trial-losses")),
+        "smoothing": figures.smoothing(trials),
+        "edq": _svg(figures.edq_bars(trials, prefix="trial-edq")),
+    }
 
 
 def _typical(finding: Finding, examples: dict[str, tuple[Example, str]]) -> str | None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from precdoctor.evidence import Optimizer
+from precdoctor.report.cures import compared_with, cures, tried
 from precdoctor.report.report import Report
 from precdoctor.report.rows import Row, quantiles, rows
 from precdoctor.rules.finding import Finding
+from precdoctor.trials import Trial
 
 SCHEMA = "precdoctor.report/1"
 
@@ -29,14 +32,17 @@ def document(report: Report) -> dict[str, Any]:
         "summary": diagnosis.summary,
         "run": dataclasses.asdict(evidence.run),
         "vital_signs": [dataclasses.asdict(sign) for sign in diagnosis.vital_signs],
-        "findings": [_finding(finding) for finding in diagnosis.findings],
+        "findings": [_finding(finding, report.trials) for finding in diagnosis.findings],
         "parameters": [_parameter(row) for row in rows(report)],
         "optimizers": [_optimizer(optimizer) for optimizer in evidence.optimizers],
-        "trials": [],
+        "trials": [
+            {**_trial(trial), "losses": trial.losses}
+            for trial in (*compared_with(report.trials), *tried(report.trials))
+        ],
     }
 
 
-def _finding(finding: Finding) -> dict[str, Any]:
+def _finding(finding: Finding, trials: Sequence[Trial]) -> dict[str, Any]:
     return {
         "rule": finding.rule,
         "name": finding.name,
@@ -56,10 +62,25 @@ def _finding(finding: Finding) -> dict[str, Any]:
         "measured": finding.measured,
         "message": finding.message,
         "remedies": [
-            {"id": cure.remedy, "rank": cure.rank, "why": cure.why, "diff": cure.diff, "trial": None}
-            for cure in sorted(finding.prescriptions, key=lambda cure: cure.rank)
+            {
+                "id": cure.prescription.remedy,
+                "rank": cure.rank,
+                "why": cure.prescription.why,
+                "diff": cure.prescription.diff,
+                "settings": cure.prescription.settings,
+                "status": cure.status,
+                "trial": cure.trial and _trial(cure.trial),
+            }
+            for cure in cures(finding, trials)
         ],
     }
+
+
+def _trial(trial: Trial) -> dict[str, Any]:
+    """Return a trial without its losses, which stand once, under "trials"."""
+    fields = dataclasses.asdict(trial)
+    del fields["losses"]
+    return fields
 
 
 def _parameter(row: Row) -> dict[str, Any]:

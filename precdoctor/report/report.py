@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from precdoctor.evidence import Evidence
 from precdoctor.rules import Diagnosis, Finding, diagnose
+from precdoctor.trials import Trial
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,11 +17,19 @@ class Report:
 
     evidence: Evidence
     diagnosis: Diagnosis
+    #: what the cures did when they were tried, with the two runs they are compared with
+    trials: tuple[Trial, ...] = ()
 
     @classmethod
-    def of(cls, evidence: Evidence, select: Collection[str] = (), ignore: Collection[str] = ()) -> Report:
+    def of(
+        cls,
+        evidence: Evidence,
+        select: Collection[str] = (),
+        ignore: Collection[str] = (),
+        trials: Iterable[Trial] = (),
+    ) -> Report:
         """Diagnose evidence by all rules, the selected ones, or all but those ignored (`rules.select`)."""
-        return cls(evidence, diagnose(evidence, select, ignore))
+        return cls(evidence, diagnose(evidence, select, ignore), tuple(trials))
 
     @property
     def verdict(self) -> str:

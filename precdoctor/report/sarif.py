@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path, PurePath
 from typing import Any
 
+from precdoctor.report.cures import cures
 from precdoctor.report.report import Report
 from precdoctor.rules import CATALOGUE, Finding, Location
+from precdoctor.rules.wording import several
+from precdoctor.trials import Trial
 
 SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 
@@ -26,7 +30,7 @@ def render(report: Report) -> str:
                 },
                 # a script that failed was still observed: the log is of the observation
                 "invocations": [{"executionSuccessful": True, "arguments": [run.target, *run.argv]}],
-                "results": [_result(finding) for finding in report.findings],
+                "results": [_result(finding, report.trials) for finding in report.findings],
             }
         ],
     }
@@ -44,17 +48,23 @@ def _rules() -> list[dict[str, Any]]:
     ]
 
 
-def _result(finding: Finding) -> dict[str, Any]:
+def _result(finding: Finding, trials: Sequence[Trial]) -> dict[str, Any]:
     # SARIF shows a result at its first location: the cause, where one is known
     places = sorted(finding.locations, key=lambda location: location.role != "cause")
     subjects = [{"name": s.name, "kind": s.kind} for s in finding.subjects]
     return {
         "ruleId": finding.rule,
         "level": finding.severity,
-        "message": {"text": finding.message},
+        "message": {"text": finding.message + _cured(finding, trials)},
         "locations": [{**_physical(place), "logicalLocations": subjects} for place in places[:1]],
         "relatedLocations": [_physical(place) for place in places[1:]],
     }
+
+
+def _cured(finding: Finding, trials: Sequence[Trial]) -> str:
+    """Return which cures of the finding worked, as a sentence to append."""
+    labels = [cure.label for cure in cures(finding, trials) if cure.status == "cured"]
+    return f" Cured, when tried, by {several(labels)}." if labels else ""
 
 
 def _physical(location: Location) -> dict[str, Any]:

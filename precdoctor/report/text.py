@@ -3,36 +3,23 @@
 from __future__ import annotations
 
 import shutil
-import sys
-import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import click
 from tabulate import tabulate
 
-from precdoctor.report import words
+from precdoctor.report import trials_text, words
+from precdoctor.report.cures import can_be_tried, cures, tried
 from precdoctor.report.report import Report
 from precdoctor.report.rows import Row, rows, worst_first
+from precdoctor.report.terminal import COLOURS, clip, heading, showable, symbol, wrap
 from precdoctor.rules.finding import Finding
+from precdoctor.trials import Trial
 
 #: parameters shown in the table; all of them are in the JSON and HTML reports
 WORST = 10
 #: from here on the table has room for the wide columns
 WIDE = 88
-
-SYMBOLS = {"ok": "✓", "healthy": "✓", "ill": "✗", "unknown": "?", "error": "✗", "warning": "!", "note": "·"}
-COLOURS = {
-    "ok": "green",
-    "healthy": "green",
-    "ill": "red",
-    "unknown": "yellow",
-    "error": "red",
-    "warning": "yellow",
-    "note": "cyan",
-}
-ASCII = str.maketrans(
-    {"✓": "+", "✗": "x", "·": "-", "×": "x", "±": "+/-", "…": "~", "−": "-", "≥": ">=", "≤": "<="}
-)
 
 
 def render(report: Report) -> str:
@@ -46,37 +33,17 @@ def render(report: Report) -> str:
     parts = [
         _verdict(report, width),
         _vital_signs(report, width),
-        *(_finding(finding, width) for finding in report.findings),
+        *(_finding(finding, report.trials, width) for finding in report.findings),
+        trials_text.render(report.trials, width),
         _parameters(table, width),
         _footer(report, table, width),
     ]
-    text = "\n\n".join(part for part in parts if part) + "\n"
-    return text if _can_show(text) else text.translate(ASCII).encode("ascii", "backslashreplace").decode()
-
-
-def _can_show(text: str) -> bool:
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            text.encode(getattr(stream, "encoding", None) or "utf-8")
-        except (UnicodeEncodeError, LookupError):
-            return False
-    return True
-
-
-def _symbol(status: str) -> str:
-    return click.style(SYMBOLS[status], fg=COLOURS[status], bold=True)
-
-
-def _wrap(text: str, width: int, indent: str, first: str | None = None) -> str:
-    start = indent if first is None else first
-    return textwrap.fill(
-        words.printable(text), width, initial_indent=start, subsequent_indent=indent, break_on_hyphens=False
-    )
+    return showable("\n\n".join(part for part in parts if part) + "\n")
 
 
 def _verdict(report: Report, width: int) -> str:
-    sentence = _wrap(report.diagnosis.summary, width, "  ").strip()
-    return f"{_symbol(report.verdict)} {click.style(sentence, bold=True)}"
+    sentence = wrap(report.diagnosis.summary, width, "  ").strip()
+    return f"{symbol(report.verdict)} {click.style(sentence, bold=True)}"
 
 
 def _vital_signs(report: Report, width: int) -> str:
@@ -85,34 +52,41 @@ def _vital_signs(report: Report, width: int) -> str:
         return ""
     column = max(len(sign.name) for sign in signs)
     if column + 30 > width:  # no room for two columns: the text goes below the name
-        lines = [
-            f"  {_symbol(sign.status)} {sign.name}\n" + _wrap(sign.text, width, " " * 6) for sign in signs
-        ]
+        lines = [f"  {symbol(sign.status)} {sign.name}\n" + wrap(sign.text, width, " " * 6) for sign in signs]
     else:
         indent = " " * (4 + column + 2)
         lines = [
-            f"  {_symbol(sign.status)} {sign.name:<{column}}  {_wrap(sign.text, width, indent).lstrip()}"
+            f"  {symbol(sign.status)} {sign.name:<{column}}  {wrap(sign.text, width, indent).lstrip()}"
             for sign in signs
         ]
-    return "\n".join([_heading("Vital signs"), *lines])
+    return "\n".join([heading("Vital signs"), *lines])
 
 
-def _heading(text: str) -> str:
-    return click.style(text, bold=True)
-
-
-def _finding(finding: Finding, width: int) -> str:
+def _finding(finding: Finding, trials: Sequence[Trial], width: int) -> str:
     severity = click.style(finding.severity, fg=COLOURS[finding.severity], bold=True)
-    lines = [f"{_symbol(finding.severity)} {severity} {finding.rule} {click.style(finding.name, bold=True)}"]
+    lines = [f"{symbol(finding.severity)} {severity} {finding.rule} {click.style(finding.name, bold=True)}"]
     if finding.subjects:
-        lines.append(_wrap(words.subjects(finding.subjects), width, "  "))
-    lines.append(_wrap(finding.message, width, "  "))
+        lines.append(wrap(words.subjects(finding.subjects), width, "  "))
+    lines.append(wrap(finding.message, width, "  "))
     lines.extend(_locations(finding, width))
-    if finding.prescriptions:
-        lines.append("  cures, not tried yet:")
-        for cure in sorted(finding.prescriptions, key=lambda cure: cure.rank):
-            lines.append(_wrap(f"{cure.remedy}: {cure.why}", width, " " * 7, f"    {cure.rank}. "))
+    lines.extend(_cures(finding, trials, width))
     return "\n".join(lines)
+
+
+def _cures(finding: Finding, trials: Sequence[Trial], width: int) -> Iterator[str]:
+    ordered = cures(finding, trials)
+    if not ordered:
+        return
+    title = next((cure.status for cure in ordered if cure.trial is None), "")
+    if any(cure.trial is not None for cure in ordered):
+        title = "best first"
+    elif any(cure.status != title for cure in ordered):  # some by hand, some not tried
+        title = "not tried" if trials else "not tried yet"
+    yield f"  cures, {title}:"
+    for cure in ordered:
+        note = "" if cure.status == title else f" ({cure.status})"
+        said = f"{cure.label}{note}: {cure.prescription.why}"
+        yield wrap(said, width, " " * 7, f"    {cure.rank}. ".ljust(7))
 
 
 def _locations(finding: Finding, width: int) -> Iterator[str]:
@@ -121,13 +95,9 @@ def _locations(finding: Finding, width: int) -> Iterator[str]:
         where = words.place(location.place)
         code = words.printable(location.place.code)
         line = f"  {label}: {where}  {code}".rstrip()
-        shown = _clip(line, width) if len(where) + len(label) + 14 < width else line
+        shown = clip(line, width) if len(where) + len(label) + 14 < width else line
         head, _, tail = shown.partition(where)
         yield head + click.style(where, fg="cyan") + tail if tail or where in shown else shown
-
-
-def _clip(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 1] + "…"
 
 
 def _parameters(of: tuple[Row, ...], width: int) -> str:
@@ -171,7 +141,7 @@ def _parameters(of: tuple[Row, ...], width: int) -> str:
         "Parameters" if len(shown) == len(of) else f"The worst {WORST} of {words.count(len(of))} parameters"
     )
     key = "EDQ: 1 = descent as intended, 0 = frozen.  headroom: bits, median; below 0 the update is lost."
-    return "\n".join([_heading(title), table, click.style(_wrap(key, width, ""), dim=True)])
+    return "\n".join([heading(title), table, click.style(wrap(key, width, ""), dim=True)])
 
 
 def _footer(report: Report, of: tuple[Row, ...], width: int) -> str:
@@ -186,17 +156,24 @@ def _footer(report: Report, of: tuple[Row, ...], width: int) -> str:
         facts.append(
             f"{words.duration(run.seconds)}, {words.duration(run.observing_seconds)} of it observing"
         )
-    lines = [_wrap("; ".join(facts) + ".", width, "")]
+    lines = [wrap("; ".join(facts) + ".", width, "")]
     if run.error:
-        lines.append(_wrap(f"The script failed: {run.error}", width, "  ", ""))
-    lines.extend(_wrap(limit, width, "  ", "Not seen: ") for limit in run.limits)
+        lines.append(wrap(f"The script failed: {run.error}", width, "  ", ""))
+    lines.extend(wrap(limit, width, "  ", "Not seen: ") for limit in run.limits)
     return "\n".join(click.style(line, dim=True) for line in lines) + "\n\n" + _next(report)
 
 
 def _next(report: Report) -> str:
-    if report.findings:
-        first = report.findings[0]
-        command = click.style(f"precdoctor explain {first.rule}", bold=True)
-        return f"Next: {command} (what it means, why it hurts)"
-    page = 'report.to_html("report.html")' if report.evidence.run.target == "Doctor" else "--html report.html"
-    return f"Next: {click.style(page, bold=True)} (every parameter on a page)"
+    run = report.evidence.run
+    in_program = run.target == "Doctor"  # there is no command to run again
+    if report.findings and not in_program and not report.trials and can_be_tried(report):
+        command, what = f"precdoctor treat {words.again(run)}", "try the cures"
+    elif not in_program and any(trial.outcome == "cured" for trial in tried(report.trials)):
+        command, what = f"precdoctor fix {words.again(run)}", "the cure as a diff"
+    elif report.findings:
+        command, what = f"precdoctor explain {report.findings[0].rule}", "what it means, why it hurts"
+    elif in_program:
+        command, what = 'report.to_html("report.html")', "every parameter on a page"
+    else:
+        command, what = "--html report.html", "every parameter on a page"
+    return f"Next: {click.style(command, bold=True)} ({what})"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Iterable, Sequence
+from pathlib import PurePath
 
 from precdoctor.evidence import Place, Run
 from precdoctor.rules.finding import Subject
@@ -80,6 +82,13 @@ def command(run: Run) -> str:
     return printable(shlex.join((run.target, *run.argv)))
 
 
+def again(run: Run) -> str:
+    """Return target and arguments as a command of ours takes them: a module, known by its dots, needs -m."""
+    target = PurePath(run.target)
+    module = "." in run.target and target.suffix != ".py" and target.name == run.target
+    return ("-m " if module else "") + command(run)
+
+
 def steps(run: Run) -> str:
     """Return how long the run was and how it ended, as one phrase."""
     length = f"{count(run.steps)} optimizer step{'' if run.steps == 1 else 's'}"
@@ -94,3 +103,34 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def loss(value: float | None) -> str:
+    """Return a loss with three decimals, three digits where those say little; "nan" where it is none."""
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if 0.1 <= abs(value) < 1000 or value == 0 else f"{value:.3g}"
+
+
+def difference(value: float | None, error: float | None) -> str:
+    """Return a signed difference with its standard error, to the error's first digit: "-0.31 ± 0.02"."""
+    if value is None:
+        return "-"
+    if not math.isfinite(value):
+        return str(value)
+    if error is None or not math.isfinite(error):
+        return f"{value:+.2g}"
+    if error <= 0:
+        return f"{value:+.3g}" if value else "0"
+    decimals = min(max(-math.floor(math.log10(error)), 0), 8)
+    return f"{value:+.{decimals}f} ± {error:.{decimals}f}"
+
+
+def ratio(value: float | None) -> str:
+    """Return a ratio: "1.12×"."""
+    return "-" if value is None else f"{value:.2f}×"
+
+
+def byte_count(value: float | None) -> str:
+    """Return bytes per parameter: "12", "16.1"."""
+    return "-" if value is None else f"{value:.1f}".removesuffix(".0")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from precdoctor.report import Report
-from tests.report import builders
+from tests.report import builders, tried
 
 NAME = "<script>alert(1)</script>"
 
@@ -48,6 +48,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "ill": builders.ill((nasty, *builders.model())),
         "many": builders.many(5000, 20),
         "healthy": builders.healthy(),
+        "treated": tried.treated(),
     }
     addresses = {}
     for name, report in reports.items():
@@ -82,7 +83,7 @@ def requested(browser: Any) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("name", ["ill", "many", "healthy"])
+@pytest.mark.parametrize("name", ["ill", "many", "healthy", "treated"])
 def test_the_page_loads_without_errors_and_without_a_network(
     browser: Any, pages: dict[str, str], name: str
 ) -> None:
@@ -149,14 +150,46 @@ def test_a_header_sorts_and_says_so(browser: Any, pages: dict[str, str]) -> None
     assert other.get_attribute("aria-sort") == "ascending"
 
 
-def test_it_fits_a_telephone(browser: Any, pages: dict[str, str]) -> None:
+@pytest.mark.parametrize("name", ["ill", "treated"])
+def test_it_fits_a_telephone(browser: Any, pages: dict[str, str], name: str) -> None:
     metrics = {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     try:
-        browser.get(pages["ill"])
+        browser.get(pages[name])
         assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
     finally:
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_the_table_of_cures_needs_no_scrolling_at_any_width(browser: Any, pages: dict[str, str]) -> None:
+    overflow = (
+        "const s = document.querySelector('.trials').parentElement; return s.scrollWidth - s.clientWidth"
+    )
+    try:
+        for width in (390, 1000):
+            metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
+            browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+            browser.get(pages["treated"])
+            assert browser.execute_script(overflow) <= 0
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_outcomes_can_be_read_in_light_and_in_dark(browser: Any, pages: dict[str, str]) -> None:
+    for scheme in ("light", "dark"):
+        feature = {"name": "prefers-color-scheme", "value": scheme}
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+        browser.get(pages["treated"])
+        colours = browser.execute_script(
+            "const rgb = (text) => text.match(/\\d+/g).slice(0, 3);"
+            "const paper = rgb(getComputedStyle(document.body).backgroundColor);"
+            "const told = [...document.querySelectorAll('td.outcome'),"
+            "  ...document.querySelectorAll('section[aria-labelledby=cures] svg text')];"
+            "return told.map((e) => [rgb(getComputedStyle(e)[e.tagName === 'TD' ? 'color' : 'fill']), paper])"
+        )
+        assert len(colours) > 30
+        assert min(contrast(text, paper) for text, paper in colours) >= 4.5
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
 def test_a_long_path_stays_inside_the_heading(browser: Any, pages: dict[str, str]) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from precdoctor.evidence import Run
 from precdoctor.report import Report
-from tests.report import builders
+from tests.report import builders, tried
 
 NASTY = (
     "<script>alert(1)</script>",
@@ -66,6 +66,71 @@ def test_ids_are_unique_though_there_are_many_figures(ill_page: str) -> None:
     page = Page(ill_page)
     assert page.tags.count("svg") == 5
     assert len(page.ids) == len(set(page.ids))
+
+
+def test_a_page_with_trials_is_whole_too() -> None:
+    text = tried.treated().to_html()
+    page = Page(text)
+    assert page.tags.count("svg") == 7
+    assert len(page.ids) == len(set(page.ids))
+    assert (page.fetched, page.handlers) == ([], [])
+    assert set(re.findall(r'href="#([^"]+)"', text)) <= set(page.ids)
+    assert all(after - before <= 1 for before, after in itertools.pairwise(page.headings))
+    for figure in re.findall(r"<svg.*?</svg>", text, re.DOTALL):
+        assert set(re.findall(r"(?:fill|stroke): (#\w+)", figure)) == set()
+
+
+def test_cures_come_with_their_verdict_table_figures_and_reasons() -> None:
+    body = tried.treated().to_html().partition("<main>")[2]
+    order = [
+        "> cured</span>",
+        "not tried</span>",
+        "by hand</span>",
+        'id="cures"',
+        "autocast cures it: EDQ 0.000 -&gt; 0.998",
+        "<caption",
+        "-0.312 ± 0.004",
+        "EDQ of the cures when tried",
+        "Loss of the cures when tried",
+        "running means over 3 recorded values are shown",
+        "28 ups against 129 downs",
+        "expected &lt;script&gt;",
+        "Headroom of the updates",
+    ]
+    found = [body.index(text) for text in order]
+    assert found == sorted(found)
+    assert "not tried yet" not in body.partition('id="finding-2"')[0]
+
+
+def test_an_error_of_a_trial_is_text() -> None:
+    text, plain = tried.treated().to_html(), builders.ill().to_html()
+    assert Page(text).tags.count("script") == Page(plain).tags.count("script")
+
+
+def test_without_trials_there_is_no_section_of_cures(ill_page: str) -> None:
+    assert 'id="cures"' not in ill_page
+
+
+def test_trials_without_losses_or_edq_have_a_table_and_no_figures() -> None:
+    bare = [dataclasses.replace(t, losses=(), edq=None) for t in tried.trials()]
+    text = dataclasses.replace(tried.treated(), trials=tuple(bare)).to_html()
+    assert 'id="cures"' in text
+    assert "when tried</title>" not in text
+
+
+def test_a_loss_that_ran_away_or_broke_is_marked_in_its_panel() -> None:
+    away = tried.trial("group-lr x99", "harmed", floor=500.0, rate=0.3, noise=0.0)
+    text = dataclasses.replace(tried.treated(), trials=(*tried.trials(), away)).to_html()
+    assert re.search(r">↑ up to 500</text>", text)
+    assert ">not finite</text>" in text
+
+
+def test_long_runs_of_many_cures_stay_small() -> None:
+    trials = tuple(
+        tried.trial(f"group-lr x{index}", "no effect", steps=20_000, edq=0.1) for index in range(20)
+    )
+    report = dataclasses.replace(tried.treated(), trials=(*tried.trials()[:2], *trials))
+    assert len(report.to_html().encode()) < 700_000
 
 
 def test_every_reference_inside_a_figure_is_met(ill_page: str) -> None:

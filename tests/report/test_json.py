@@ -11,7 +11,8 @@ import jsonschema
 import pytest
 
 from precdoctor.report import Report
-from tests.report import builders
+from precdoctor.trials import Trial
+from tests.report import builders, tried
 
 
 def schema() -> dict[str, Any]:
@@ -34,7 +35,7 @@ def test_the_schema_is_one() -> None:
     jsonschema.Draft202012Validator.check_schema(schema())
 
 
-@pytest.mark.parametrize("build", [builders.ill, builders.healthy, builders.nothing_seen])
+@pytest.mark.parametrize("build", [builders.ill, builders.healthy, builders.nothing_seen, tried.treated])
 def test_reports_obey_the_schema(build: Callable[[], Report]) -> None:
     jsonschema.validate(strict(build().to_json()), schema(), cls=jsonschema.Draft202012Validator)
 
@@ -76,3 +77,28 @@ def test_what_was_not_seen_is_null() -> None:
 def test_a_path_gets_the_same_text(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     assert builders.healthy().to_json(path) == path.read_text(encoding="utf-8")
+
+
+def test_cures_are_ranked_by_their_trials() -> None:
+    report = strict(tried.treated().to_json())
+    cures = report["findings"][0]["remedies"]
+    assert [cure["rank"] for cure in cures] == [1, 2, 3, 4, 5, 6, 7, 8]
+    group_lr, untried, edit = cures[3:6]
+    assert (group_lr["id"], group_lr["status"], group_lr["settings"]) == ("group-lr", "helped", {})
+    assert (group_lr["trial"]["label"], group_lr["trial"]["settings"]) == (
+        "group-lr x22.6",
+        {"factor": 22.6},
+    )
+    assert "losses" not in group_lr["trial"]
+    assert (untried["status"], untried["trial"]) == ("not tried", None)
+    assert (edit["status"], edit["trial"]) == ("by hand", None)
+
+
+def test_trials_have_every_field_and_their_losses() -> None:
+    trials = strict(tried.treated().to_json())["trials"]
+    assert [trial["label"] for trial in trials[:3]] == ["untreated", "float32", "autocast"]
+    assert {field.name for field in dataclasses.fields(Trial)} == trials[0].keys()
+    broken = next(trial for trial in trials if trial["label"] == "eps 1e-05")
+    assert broken["losses"][20:22] == [[20, pytest.approx(4.2)], [21, None]]
+    assert broken["loss_last"] is None
+    assert len(trials) == 12

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from precdoctor.report import Report
-from tests.report import builders
+from tests.report import builders, tried
 
 
 @pytest.mark.parametrize(
@@ -40,3 +40,12 @@ def test_every_renderer_takes_what_the_rules_really_say() -> None:
     report = Report.of(builders.ill().evidence)
     assert "Number line of bfloat16" in report.to_html()
     assert report.to_json()
+
+
+def test_trials_come_with_the_evidence_and_change_no_finding() -> None:
+    evidence = builders.ill().evidence
+    report = Report.of(evidence, trials=tried.trials())
+    assert report.trials == tried.trials()
+    assert report.diagnosis == Report.of(evidence).diagnosis
+    assert "Cures, tried" in str(report)
+    assert 'id="cures"' in report.to_html()

@@ -7,7 +7,7 @@ from typing import Any
 from precdoctor.evidence import Place
 from precdoctor.report import Report
 from precdoctor.rules import CATALOGUE, Location
-from tests.report import builders
+from tests.report import builders, tried
 
 
 def results(report: Report) -> list[dict[str, Any]]:
@@ -43,3 +43,11 @@ def test_files_are_uris_and_what_was_only_searched_is_likely() -> None:
 
 def test_a_healthy_run_has_no_results() -> None:
     assert results(builders.healthy()) == []
+
+
+def test_the_message_names_the_cures_that_worked() -> None:
+    first, second = results(tried.treated())
+    assert first["message"]["text"].endswith(
+        "lost. Cured, when tried, by autocast, master-weights and stochastic-rounding."
+    )
+    assert "Cured" not in second["message"]["text"]

@@ -9,8 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 from precdoctor.report import Report, text
-from precdoctor.rules import Subject
-from tests.report import builders
+from precdoctor.rules import Prescription, Subject
+from tests.report import builders, tried
 
 
 def lines(report: Report) -> list[str]:
@@ -28,7 +28,7 @@ def test_the_verdict_is_the_first_line() -> None:
     assert lines(builders.ill())[0].startswith("✗ 13 parameters are frozen")
 
 
-@pytest.mark.parametrize("build", [builders.ill, builders.healthy, builders.nothing_seen])
+@pytest.mark.parametrize("build", [builders.ill, builders.healthy, builders.nothing_seen, tried.treated])
 def test_no_line_is_wider_than_the_terminal(width: int, build: object) -> None:
     assert callable(build)
     assert max(map(len, lines(build()))) <= width
@@ -77,8 +77,62 @@ def test_why_the_script_failed_is_said() -> None:
 
 
 def test_it_ends_with_the_next_command() -> None:
-    assert lines(builders.ill())[-1].startswith("Next: precdoctor explain PD101")
+    assert lines(builders.ill())[-1] == "Next: precdoctor treat train.py --lr 3e-4 (try the cures)"
     assert lines(builders.healthy())[-1].startswith("Next: --html report.html")
+    assert lines(tried.treated())[-1] == "Next: precdoctor fix train.py --lr 3e-4 (the cure as a diff)"
+
+
+def test_a_module_is_tried_again_as_a_module() -> None:
+    report = builders.ill()
+    evidence = dataclasses.replace(report.evidence, run=builders.run(target="my_package.train"))
+    shown = lines(dataclasses.replace(report, evidence=evidence))
+    assert shown[-1] == "Next: precdoctor treat -m my_package.train --lr 3e-4 (try the cures)"
+
+
+def test_the_next_command_explains_where_nothing_can_be_tried_or_nothing_cured() -> None:
+    report = tried.treated()
+    explain = "Next: precdoctor explain PD101 (what it means, why it hurts)"
+    watched = dataclasses.replace(report.evidence, run=builders.run(target="Doctor", argv=()))
+    assert lines(dataclasses.replace(report, evidence=watched))[-1] == explain
+    hopeless = tuple(trial for trial in report.trials if trial.outcome != "cured")
+    assert lines(dataclasses.replace(report, trials=hopeless))[-1] == explain
+    assert lines(by_hand())[-1] == explain
+
+
+def by_hand() -> Report:
+    report = builders.ill()
+    cure = Prescription(remedy="rebuild-optimizer", rank=1, why="Construct it last.")
+    finding = dataclasses.replace(report.findings[0], prescriptions=(cure,))
+    return Report(report.evidence, dataclasses.replace(report.diagnosis, findings=(finding,)))
+
+
+def test_a_cure_that_is_an_edit_is_not_called_untried() -> None:
+    shown = str(by_hand())
+    assert "  cures, by hand:\n    1. rebuild-optimizer: Construct it last." in shown
+    assert "not tried" not in shown
+
+
+def test_cures_stand_with_their_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = str(tried.treated())
+    assert shown[shown.index("  cures,") : shown.index("! warning")].rstrip() == CURES
+
+
+CURES = """\
+  cures, best first:
+    1. autocast (cured): Keep the weights in float32 and cast the operations:
+       updates then have 16 more bits.
+    2. master-weights (cured): Let the optimizer step float32 copies and round
+       them into the model: 4 bytes more each.
+    3. stochastic-rounding (cured): Round updates up or down by chance, right in
+       the mean: no extra memory, some noise.
+    4. group-lr x22.6 (helped): The updates would have to be 22.6x larger: not a
+       cure by itself.
+    5. float32-state (not tried): Keep the moments in float32.
+    6. ste (by hand): Pass the gradient around the rounding.
+    7. reinit x0.1 (harmed): The weights would have to be 22.6x smaller, which
+       changes the model.
+    8. loss-scaling (does not apply): Lift the gradients out of the subnormals."""
 
 
 def test_the_string_of_a_report_has_no_colour_and_the_rendering_has() -> None:

@@ -4,5 +4,15 @@ from precdoctor.report.figures.fever import fever_chart
 from precdoctor.report.figures.headroom import headroom_histogram
 from precdoctor.report.figures.losses import loss_curve
 from precdoctor.report.figures.number_line import NumberLine, number_line
+from precdoctor.report.figures.trials import edq_bars, smoothing, trial_losses
 
-__all__ = ["NumberLine", "fever_chart", "headroom_histogram", "loss_curve", "number_line"]
+__all__ = [
+    "NumberLine",
+    "edq_bars",
+    "fever_chart",
+    "headroom_histogram",
+    "loss_curve",
+    "number_line",
+    "smoothing",
+    "trial_losses",
+]

@@ -20,6 +20,7 @@ WIDTH = 680
 # reader's theme, and not the program, decides what they look like.
 INK, MUTED, LINE = "#010101", "#020202", "#030303"
 ILL, CALM, OK, PAPER = "#040404", "#050505", "#060606", "#070707"
+WARN, NOTE = "#080808", "#090909"
 _VARIABLES = {
     INK: "var(--ink)",
     MUTED: "var(--muted)",
@@ -28,6 +29,8 @@ _VARIABLES = {
     CALM: "var(--calm)",
     OK: "var(--ok)",
     PAPER: "var(--panel)",
+    WARN: "var(--warn)",
+    NOTE: "var(--note)",
 }
 
 _STYLE: Any = {
