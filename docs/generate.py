@@ -1,4 +1,4 @@
-"""Write the pages that are generated from the code: docs/rules/*.md and docs/cli.md.
+"""Write the pages that are generated from the code: docs/rules/*.md, docs/remedies/*.md and docs/cli.md.
 
 python docs/generate.py            write them
 python docs/generate.py --check    exit 1, and say which, when one is stale
@@ -10,24 +10,30 @@ import inspect
 import sys
 from pathlib import Path
 
+from precdoctor.remedies import REMEDIES, Remedy
 from precdoctor.rules import CATALOGUE, Rule
 
 DOCS = Path(__file__).resolve().parent
 EXAMPLES = DOCS.parent / "sample_models" / "rules"
+#: folders in which every page is generated
+FOLDERS = ("rules", "remedies")
 
 
 def main(arguments: list[str]) -> int:
     """Write or check all pages; return the exit code."""
     pages = all_pages()
     stale = [path for path, text in pages.items() if not path.exists() or path.read_text("utf-8") != text]
-    leftover = [path for path in sorted((DOCS / "rules").glob("*.md")) if path not in pages]
+    leftover = [
+        path for folder in FOLDERS for path in sorted((DOCS / folder).glob("*.md")) if path not in pages
+    ]
     if "--check" in arguments:
         for path in stale:
             print(f"{path.relative_to(DOCS.parent)} is stale: run python docs/generate.py")
         for path in leftover:
-            print(f"{path.relative_to(DOCS.parent)} belongs to no rule: run python docs/generate.py")
+            print(f"{path.relative_to(DOCS.parent)} is a page of nothing: run python docs/generate.py")
         return 1 if stale or leftover else 0
-    (DOCS / "rules").mkdir(exist_ok=True)
+    for folder in FOLDERS:
+        (DOCS / folder).mkdir(exist_ok=True)
     for path in stale:
         path.write_text(pages[path], encoding="utf-8")
         print(f"wrote {path.relative_to(DOCS.parent)}")
@@ -43,6 +49,8 @@ def all_pages() -> dict[Path, str]:
 
     pages = {DOCS / "rules" / f"{rule.name}.md": rule_page(rule) for rule in CATALOGUE}
     pages[DOCS / "rules" / "README.md"] = rules_index()
+    pages |= {DOCS / "remedies" / f"{remedy.id}.md": remedy_page(remedy) for remedy in REMEDIES}
+    pages[DOCS / "remedies" / "README.md"] = remedies_index()
     pages[DOCS / "cli.md"] = commands.page()
     return pages
 
@@ -80,6 +88,28 @@ def rules_index() -> str:
 
 Each rule is one illness, judged from evidence alone. Its page is its docstring; `precdoctor explain PD101`
 prints the same text. Generated from the code by `python docs/generate.py`.
+
+{table}
+"""
+
+
+def remedy_page(remedy: type[Remedy]) -> str:
+    """Return the page of a remedy: its docstring."""
+    return f"# {remedy.id}\n\n{inspect.cleandoc(remedy.__doc__ or '')}\n"
+
+
+def remedies_index() -> str:
+    """Return the table of all remedies."""
+    rows = [
+        f"| [{remedy.id}]({remedy.id}.md) | {inspect.cleandoc(remedy.__doc__ or '').splitlines()[0]} |"
+        for remedy in REMEDIES
+    ]
+    table = "\n".join(["| remedy | what it does |", "| --- | --- |", *rows])
+    return f"""# Remedies
+
+`precdoctor treat train.py` runs the program once more with each that its findings ask for, and says what it
+did. Each page is a class's docstring; `precdoctor explain autocast` prints the same text. Generated from the code
+by `python docs/generate.py`.
 
 {table}
 """

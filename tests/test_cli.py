@@ -196,7 +196,7 @@ BAD = {
     "diagnose wrong.json": "expected schema",
     "diagnose binary.json": "not a text file",
     "report evidence.json": "say where: --html report.html",
-    "explain PD999": "no rule 'PD999'",
+    "explain PD999": "no rule or remedy 'PD999'",
     "formats float17": "float17",
     "formats float16 --at 1": "not both",
     "frobnicate": "frobnicate",

@@ -21,19 +21,23 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "formats": "",
         "evidence": "",
         "rules": "evidence formats",
-        "report": "evidence formats rules",
+        "trials": "evidence formats rules",
+        "report": "evidence formats rules trials",
         "numerics": "formats",
         "observe": "evidence formats numerics",
         "doctor": "evidence formats numerics observe report rules",
         "program": "",
-        "script": "doctor evidence observe program",
+        "script": "doctor evidence observe program remedies",
         "reproduce": "evidence formats report rules script",
-        "cli": "doctor evidence formats program report reproduce rules script",
+        "remedies": "evidence formats numerics observe rules",
+        "treat": "doctor evidence formats numerics observe program remedies report rules script trials",
+        "fix": "doctor evidence formats numerics observe program remedies report rules script treat trials",
+        "cli": "doctor evidence fix formats program remedies report reproduce rules script treat trials",
         "__init__": "doctor evidence formats report rules",
         "__main__": "cli",
     }.items()
 }
-WITHOUT_TORCH = ("formats", "evidence", "rules", "report")
+WITHOUT_TORCH = ("formats", "evidence", "rules", "trials", "report")
 
 
 def part_of(path: Path) -> str:
@@ -105,8 +109,11 @@ def loads_torch(code: str) -> bool:
         "precdoctor.cli",
         "precdoctor.evidence",
         "precdoctor.formats",
+        "precdoctor.remedies",
         "precdoctor.report",
         "precdoctor.rules",
+        "precdoctor.treat",
+        "precdoctor.trials",
     ],
 )
 def test_light_modules_load_no_torch(module: str) -> None:
