@@ -108,8 +108,8 @@ def remedies_index() -> str:
     return f"""# Remedies
 
 `precdoctor treat train.py` runs the program once more with each that its findings ask for, and says what it
-did. Each page is a class's docstring; `precdoctor explain autocast` prints the same text. Generated from the code
-by `python docs/generate.py`.
+did. Each page is a class's docstring; `precdoctor explain autocast` prints the same text. Generated from the
+code by `python docs/generate.py`.
 
 {table}
 """

@@ -28,16 +28,19 @@ def test_each_cure_of_the_frozen_norms_is_called_what_it_is(tmp_path: Path) -> N
 
     tenfold = trials["group-lr x10"]  # the usual advice: it thaws some, and they drift the wrong way
     assert tenfold.outcome in ("no effect", "harmed")
-    assert tenfold.edq is not None and tenfold.edq < 0.7
+    assert tenfold.edq is not None
+    assert tenfold.edq < 0.7
     assert tenfold.ups < tenfold.downs
-    assert tenfold.mean_last is not None and tenfold.mean_last < 1
+    assert tenfold.mean_last is not None
+    assert tenfold.mean_last < 1
 
     others = [t for t in came.trials if t.remedy in ("group-lr", "reinit")]
     assert len(others) == 4
     assert not [t.label for t in others if t.outcome == "cured"]
     smaller = trials["reinit x0.1"]
     assert smaller.outcome == "harmed", smaller.why
-    assert smaller.loss_difference is not None and smaller.loss_difference > 0
+    assert smaller.loss_difference is not None
+    assert smaller.loss_difference > 0
 
 
 @pytest.mark.scenario

@@ -45,11 +45,11 @@ class Autocast(Remedy):
     ## By hand
 
     ```python
-    model = Model().to(device)                      # no dtype here
+    model = Model().to(device)  # no dtype here
     for batch in data:
         with torch.autocast(device_type=device, dtype=torch.bfloat16):
             loss = model(batch)
-        loss.backward()                             # outside the region
+        loss.backward()  # outside the region
         optimizer.step()
     ```
 

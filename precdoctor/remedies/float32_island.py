@@ -44,10 +44,11 @@ class Float32Island(Remedy):
         def forward(self, x):
             return super().forward(x.float()).to(x.dtype)
 
+
     model = model.to(torch.bfloat16)
     for module in model.modules():
         if isinstance(module, Float32RMSNorm):
-            module.float()                          # before the optimizer is made
+            module.float()  # before the optimizer is made
     ```
 
     ## References

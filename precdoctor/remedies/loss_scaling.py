@@ -47,7 +47,7 @@ class LossScaling(Remedy):
     with torch.autocast(device_type=device, dtype=torch.float16):
         loss = model(batch)
     scaler.scale(loss).backward()
-    scaler.unscale_(optimizer)                      # before clipping
+    scaler.unscale_(optimizer)  # before clipping
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     scaler.step(optimizer)
     scaler.update()
