@@ -63,7 +63,7 @@ class Clock:
 
 
 class Memory:
-    """Counts the bytes of weights, gradients and optimizer state, each storage once."""
+    """Counts the bytes of weights, gradients and optimizer state of the trained models, each storage once."""
 
     def __init__(self) -> None:
         #: the most that was held after a step, and the number of parameter elements
@@ -78,8 +78,9 @@ class Memory:
             return
         models = Models()
         models.refresh()
-        owned = [p for p, _ in models.parameters()]
         stepped = [p for o in self._steps for group in o.param_groups for p in group["params"]]
+        trained = {owner.root for p in stepped if (owner := models.owner(p)) is not None}
+        owned = [p for p, owner in models.parameters() if owner.root in trained]
         parameters = list({id(p): p for p in (*owned, *stepped)}.values())
         gradients = [p.grad for p in parameters if p.grad is not None]
         storages = dict[Any, int]()

@@ -36,6 +36,14 @@ def test_counts_tied_weights_once_and_what_a_treatment_keeps() -> None:
     assert memory.bytes_per_parameter == (2 * 4 * 64 + 128) / 64
 
 
+def test_a_model_that_no_optimizer_steps_does_not_count() -> None:
+    model, bystander = nn.Linear(8, 8, bias=False), nn.Linear(32, 32)
+    memory = Memory()
+    trained(memory, torch.optim.SGD(model.parameters(), lr=0.1), 2)
+    assert memory.elements == 64
+    assert bystander.weight.grad is None
+
+
 def test_says_nothing_where_nothing_was_counted() -> None:
     assert Memory().bytes_per_parameter is None
     assert Clock().step_seconds is None
