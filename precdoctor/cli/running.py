@@ -113,12 +113,13 @@ Example:
 )
 @click.argument("name", type=click.Choice(["bf16"]))
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), metavar="D", help="Where to write.")
+@click.option("--quick", is_flag=True, help="Fewer and shorter runs, where the case has such a form.")
 @click.pass_context
-def reproduce(context: click.Context, /, name: str, out: Path | None) -> None:
+def reproduce(context: click.Context, /, name: str, out: Path | None, quick: bool) -> None:
     """Run a sample training program with a known illness, and compare what is found with what is known."""
     from precdoctor import reproduce as scenarios
 
-    context.exit(scenarios.reproduce(name, out=out))
+    context.exit(scenarios.reproduce(name, out=out, quick=quick))
 
 
 @contextmanager

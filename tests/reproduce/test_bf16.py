@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from precdoctor import reproduce
-from precdoctor.reproduce import SCENARIOS, Claim, Seen
+from precdoctor.reproduce import Claim, Seen, bf16, reading, scenario
 
 SAMPLE = reproduce.sample_models() / "bf16_moe_lm"
 NORMS = [f"layers.{layer}.{norm}.weight" for layer in range(3) for norm in ("attn_norm", "moe_norm")]
@@ -52,7 +52,7 @@ def row(name: str, shape: list[int], *, frozen: bool) -> dict[str, Any]:
 
 def seen(*, sick: bool) -> Seen:
     """Return what the program shows: with frozen norms, or as its float32 twin."""
-    line = reproduce._line_of(SAMPLE / "train.py", "model.to(dtype=torch.bfloat16)")
+    line = reading.line_of(SAMPLE / "train.py", "model.to(dtype=torch.bfloat16)")
     finding = {
         "rule": "PD101",
         "subjects": [{"kind": "parameter", "name": name} for name in NORMS],
@@ -74,7 +74,7 @@ def seen(*, sick: bool) -> Seen:
 
 
 def claims(sick: Seen, twin: Seen) -> list[Claim]:
-    return SCENARIOS[0].claims(SAMPLE, {"bfloat16": sick, "float32": twin})
+    return bf16.claims(SAMPLE, {"bfloat16": sick, "float32": twin})
 
 
 def broken(changed: Seen) -> list[str]:
@@ -154,7 +154,7 @@ def scans(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         calls.append([*argv, stem.name])
         return seen(sick="--dtype" not in argv)
 
-    monkeypatch.setattr(reproduce, "_scan", scan)
+    monkeypatch.setattr(bf16, "scan", scan)
     return calls
 
 
@@ -175,7 +175,7 @@ def test_says_what_was_expected_and_what_was_seen(
 def test_exits_with_1_when_a_claim_fails(
     scans: list[list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(reproduce, "_scan", lambda *_: seen(sick=False))
+    monkeypatch.setattr(bf16, "scan", lambda *_: seen(sick=False))
     monkeypatch.chdir(tmp_path)
     assert reproduce.reproduce("bf16") == 1
     assert not scans
@@ -185,6 +185,11 @@ def test_exits_with_1_when_a_claim_fails(
 def test_an_unknown_scenario_names_the_known_ones() -> None:
     with pytest.raises(click.UsageError, match="no scenario 'fp3'; there is: bf16"):
         reproduce.reproduce("fp3")
+
+
+def test_a_case_without_a_quick_form_says_so(tmp_path: Path) -> None:
+    with pytest.raises(click.UsageError, match="no quick form"):
+        reproduce.reproduce("bf16", out=tmp_path, quick=True)
 
 
 def test_an_output_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
@@ -198,7 +203,7 @@ def test_does_not_take_an_earlier_report_for_that_of_a_run_that_failed(
 ) -> None:
     for suffix in (".json", ".html", ".evidence.json"):
         (tmp_path / f"bfloat16{suffix}").write_text("{}")
-    monkeypatch.setattr(reproduce.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=0))
+    monkeypatch.setattr(scenario.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=0))
     with pytest.raises(click.ClickException, match="under observation ended with exit code 0"):
         reproduce.reproduce("bf16", out=tmp_path)
 
@@ -246,7 +251,7 @@ def test_every_matrix_goes_to_one_optimizer(moe_arch: SimpleNamespace) -> None:
     assert all(p.ndim == 2 for p in muon.param_groups[0]["params"])
     assert muon.param_groups[0]["lr"] == 1e-3
     assert adamw.param_groups[0]["lr"] == pytest.approx(3e-4)
-    assert sum("norm" in name for name, _ in model.named_parameters()) == reproduce._NORMS
+    assert sum("norm" in name for name, _ in model.named_parameters()) == bf16._NORMS
 
 
 def test_newton_schulz_brings_the_singular_values_near_1(moe_arch: SimpleNamespace) -> None:
