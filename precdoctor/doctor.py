@@ -19,10 +19,12 @@ from torch import Tensor, nn
 
 from precdoctor.evidence import Backward, Cast, Evidence, Forward, Parameter, Place, Run, Scaler
 from precdoctor.observe import assemble
-from precdoctor.observe.frames import UserCode
+from precdoctor.observe.frames import Spot, UserCode
 from precdoctor.observe.graph import reach
 from precdoctor.observe.lane import Lane
 from precdoctor.observe.models import Usage
+from precdoctor.observe.operations import OperationProbe
+from precdoctor.observe.quantizers import QuantizerWatch
 from precdoctor.observe.registry import Registry
 from precdoctor.observe.schedules import future, live_schedulers
 from precdoctor.observe.source import Source
@@ -75,11 +77,14 @@ class Doctor:
         if watch is not None and watch < 0:
             raise ValueError(f"watch must be 0 (all) or more, not {watch}")
         self._provenance, self._on_step = provenance, on_step
+        self._quantizers = QuantizerWatch(provenance.code if provenance is not None else UserCode())
+        self._probe = OperationProbe([self._quantizers]) if probe else None
         self._monitor = StepMonitor(
             Schedule(every=every, budget=budget, stride=stride),
             watch=watch,
             memory=memory,
             only=None if optimizer is None else inner(optimizer),
+            probe=self._probe,
             on_lane=self._on_lane,
             on_observation=self._on_observation,
             on_step=self._after_step,
@@ -121,6 +126,8 @@ class Doctor:
         self._monitor.detach()
         if self._usage is not None:
             self._usage.stop()
+        if self._probe is not None:
+            self._probe.detach()
         self.look()
 
     def __enter__(self) -> Doctor:
@@ -134,6 +141,8 @@ class Doctor:
         self._monitor.attach()
         if self._usage is not None:
             self._usage.start()
+        if self._probe is not None:
+            self._probe.attach()
         if self._provenance is not None:
             self._provenance.on_backward(self._on_backward)
         return self
@@ -173,6 +182,7 @@ class Doctor:
         live = [(r, o) for r in self._monitor.records if (o := r.optimizer()) is not None]
         quietly = self._monitor.quietly
         quietly(lambda: self._registry.look([(record.index, optimizer) for record, optimizer in live]))
+        quietly(lambda: self._quantizers.look(self._registry.models))
         quietly(self._resolve_walks)
         if schedules:
             quietly(lambda: self._look_ahead(live))
@@ -267,7 +277,7 @@ class Doctor:
                 started=self._started_at.isoformat(timespec="seconds"),
                 seconds=end - self._start,
                 observing_seconds=monitor.seconds,
-                limits=monitor.limits,
+                limits=(*monitor.limits, *(self._probe.limits if self._probe is not None else ())),
             ),
             parameters=parameters,
             states=states,
@@ -275,10 +285,17 @@ class Doctor:
             backward=self._backward,
             forwards=self._forwards(),
             scalers=self._scalers,
+            quantizers=self._quantizers.evidence(self._place),
+            probed=self._probe is not None and self._probe.looked,
             losses=_loss_values(self._losses),
             timeline=timeline,
             excerpts=excerpts,
         )
+
+    def _place(self, spot: Spot | None) -> Place | None:
+        if self._provenance is not None:
+            return self._provenance.place(spot)
+        return None if spot is None else Source().place(spot.file, spot.line, spot.function)
 
     def _forwards(self) -> tuple[Forward, ...]:
         if self._usage is None:

@@ -2,6 +2,8 @@
 
 from precdoctor.evidence.codec import EvidenceError, from_json, load, save, to_json
 from precdoctor.evidence.histogram import Binades, Histogram
+from precdoctor.evidence.place import Place
+from precdoctor.evidence.quantizers import Fidelity, Quantizer
 from precdoctor.evidence.records import (
     SCHEMA,
     Backward,
@@ -15,7 +17,6 @@ from precdoctor.evidence.records import (
     Group,
     Optimizer,
     Parameter,
-    Place,
     Run,
     Scaler,
     State,
@@ -34,6 +35,7 @@ __all__ = [
     "Evidence",
     "EvidenceError",
     "Example",
+    "Fidelity",
     "Forward",
     "Gradient",
     "Group",
@@ -41,6 +43,7 @@ __all__ = [
     "Optimizer",
     "Parameter",
     "Place",
+    "Quantizer",
     "Run",
     "Scaler",
     "State",

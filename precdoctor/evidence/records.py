@@ -9,24 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from precdoctor.evidence.histogram import Binades, Histogram
+from precdoctor.evidence.place import Place
+from precdoctor.evidence.quantizers import Quantizer
 
 SCHEMA = "precdoctor.evidence/1"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """A line of the user's code."""
-
-    #: path relative to the working directory where it lies below it, else absolute
-    file: str
-    #: line number, from 1
-    line: int
-    #: name of the enclosing function; empty at module level
-    function: str = ""
-    #: the source line, stripped; empty when the source could not be read
-    code: str = ""
-    #: True when recorded as the line ran, False when found by searching the source
-    certain: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -371,6 +357,10 @@ class Evidence:
     #: where models were called in the first steps; empty when that was not observed
     forwards: tuple[Forward, ...] = ()
     scalers: tuple[Scaler, ...] = ()
+    #: quantizers of weights; empty when the operation probe did not run
+    quantizers: tuple[Quantizer, ...] = ()
+    #: the operation probe looked at forward passes
+    probed: bool = False
     #: (step, loss) at the recorded backward passes
     losses: tuple[tuple[int, float], ...] = ()
     #: last step of each stretch that `Updates.timeline` speaks of

@@ -78,6 +78,15 @@ class Models:
         known = self._known.get(id(parameter))
         return known[1] if known is not None and known[0]() is parameter else None
 
+    def buffer_name(self, storage: int) -> str:
+        """Return the qualified name of the buffer that lies in a storage, by its identity; "" for none."""
+        for root in self._roots():
+            for prefix, module in _walk(root):
+                for name, buffer in module._buffers.items():
+                    if buffer is not None and is_plain(buffer) and buffer.untyped_storage()._cdata == storage:
+                        return stripped(f"{prefix}.{name}" if prefix else name)
+        return ""
+
     def parameters(self) -> list[tuple[Tensor, Owner]]:
         """Return the live parameters of all modules."""
         return [(p, owner) for ref, owner in self._known.values() if (p := ref()) is not None]

@@ -42,7 +42,8 @@ class Provenance:
         #: what could not be recorded and why, in sentences
         self.limits: list[str] = []
         self.source = Source()
-        self._code = UserCode(own)
+        #: whose code a frame is
+        self.code = UserCode(own)
         self._histories = Histories()
         self._copies: dict[int, ParameterHistory] = {}
         self._default: Change | None = None
@@ -60,7 +61,7 @@ class Provenance:
     def creation(self, parameter: Tensor) -> Place | None:
         """Return the line that created a live parameter."""
         history = self._histories.of(parameter)
-        return None if history is None else self._place(history.created)
+        return None if history is None else self.place(history.created)
 
     def cast(self, parameter: Tensor) -> Cast | None:
         """Return the change that gave a live parameter its present format; None where there was none.
@@ -78,7 +79,7 @@ class Provenance:
         change = history.cast
         if change is None:
             return None
-        place = self._place(change.spot)
+        place = self.place(change.spot)
         constant = None if place is None else self.dtype_constant(place)
         return Cast(before=change.before, after=change.after, how=change.how, place=place, constant=constant)
 
@@ -95,17 +96,17 @@ class Provenance:
     def optimizer_place(self, optimizer: torch.optim.Optimizer) -> Place | None:
         """Return the line that constructed a live optimizer, outside its own ``__init__``."""
         known = self._histories.of_optimizer(optimizer)
-        return None if known is None else self._place(known.spot)
+        return None if known is None else self.place(known.spot)
 
     def group_place(self, optimizer: torch.optim.Optimizer, group: int) -> Place | None:
         """Return the line that added a parameter group, by its index."""
         known = self._histories.of_optimizer(optimizer)
-        return None if known is None or group >= len(known.groups) else self._place(known.groups[group])
+        return None if known is None or group >= len(known.groups) else self.place(known.groups[group])
 
     @property
     def backward_place(self) -> Place | None:
         """Return the line of the first backward."""
-        return self._place(self._backward)
+        return self.place(self._backward)
 
     def on_backward(self, callback: OnBackward) -> None:
         """Call ``callback(losses, place)`` before each backward from now on."""
@@ -346,19 +347,20 @@ class Provenance:
             tensors if isinstance(tensors, (list, tuple)) else [tensors]
         )  # an iterator is not ours to use up
         losses = [tensor for tensor in several if isinstance(tensor, Tensor)]
-        place = self._place(spot)
+        place = self.place(spot)
         for callback in self._callbacks:
             callback(losses, place)
 
     # ------------------------------------------------------------------ lines
 
     def _innermost(self, frame: FrameType | None) -> tuple[Spot | None, list[str]]:
-        spot, passed = self._code.innermost(frame)
+        spot, passed = self.code.innermost(frame)
         if spot is not None:
             self._files[spot.file] = None
         return spot, passed
 
-    def _place(self, spot: Spot | None) -> Place | None:
+    def place(self, spot: Spot | None) -> Place | None:
+        """Return the place of a spot, with its source."""
         if spot is None:
             return None
         if spot not in self._places:

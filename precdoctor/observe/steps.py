@@ -25,6 +25,7 @@ from precdoctor.formats import FormatError
 from precdoctor.numerics import format_of
 from precdoctor.observe.bench import bench, is_elementwise
 from precdoctor.observe.lane import WHOLE_BUDGET, Lane, Replay
+from precdoctor.observe.operations import OperationProbe
 from precdoctor.observe.twin import CannotReplay, setting
 from precdoctor.observe.watch import Watch, is_plain, limit_for
 from precdoctor.observe.wrapping import keeper
@@ -118,11 +119,13 @@ class StepMonitor:
         watch: int | None = None,
         memory: float = 0.15,
         only: torch.optim.Optimizer | None = None,
+        probe: OperationProbe | None = None,
         on_lane: Callable[[Lane], None],
         on_observation: Callable[[int], None],
         on_step: Callable[[int], None] | None = None,
     ) -> None:
         self.schedule, self.watch, self.memory, self.only = schedule, watch, memory, only
+        self._probe = probe
         self.records: list[Record] = []
         #: lanes by the parameters they observe: a new optimizer over the same parameters goes on with them
         self.lanes: dict[tuple[Any, ...], list[Lane]] = {}
@@ -179,6 +182,8 @@ class StepMonitor:
         """Do something, apart from the run; return False where it failed, which is no matter of the run."""
         mine, was_busy = self._thread, self._thread.busy
         mine.busy = True
+        if self._probe is not None:
+            self._probe.pause()
         try:
             with apart():
                 act()
@@ -187,6 +192,8 @@ class StepMonitor:
             return False
         finally:
             mine.busy = was_busy
+            if self._probe is not None:
+                self._probe.resume()
         return True
 
     def record_of(self, optimizer: torch.optim.Optimizer) -> Record:
@@ -217,6 +224,8 @@ class StepMonitor:
         self._drop_stale(frame)
         pending.nested = any(p.record is record for p in mine.stack)
         mine.stack.append(pending)
+        if self._probe is not None and not pending.nested:
+            self._probe.step_begins(optimizer)
         due = self.schedule.due(record.steps, record.last, self.seconds, start - self._started)
         if record.index >= _FIRST and self.schedule.every is None:  # one optimizer per task, or per parameter
             due = due and self.seconds <= self.schedule.budget * (start - self._started)
@@ -276,6 +285,8 @@ class StepMonitor:
             self.seconds += time.process_time() - start
         if not any(p.lanes for p in mine.stack) and self._observer is threading.current_thread():
             self._observer = None
+        if self._probe is not None:
+            self._probe.step_ended(self.steps)
         if self._on_step is not None:
             self._on_step(self.steps)
 

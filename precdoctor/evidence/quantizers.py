@@ -1,0 +1,83 @@
+"""What was seen of weights that a forward pass uses in another form: rounded onto a grid, or cast."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from precdoctor.evidence.place import Place
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fidelity:
+    """What the forward pass used of a weight, beside the weight, at one step; over the watched elements."""
+
+    #: optimizer steps made before
+    step: int
+    #: mean of abs(used - weight), in units of the weight
+    mean_absolute_error: float
+    #: signal to quantization noise, decibels; None where the error is zero
+    sqnr_db: float | None
+    #: share of the weights beyond the largest magnitude that is used in their tensor or row
+    clipped_share: float
+    #: share of the weights, themselves not zero, that are used as zero
+    flushed_share: float
+    #: used values that are not finite while the weight is
+    non_finite: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quantizer:
+    """What lies between a weight and the operation that uses it: rounding onto a grid, or a cast."""
+
+    #: qualified name of the parameter; of the buffer, where no parameter is left
+    parameter: str
+    #: "quantizer": values on a grid; "cast": the weight in a 16-bit format
+    kind: str
+    #: number of elements, and the format of the used values
+    numel: int
+    format: str
+    #: how gradient gets from the used values to the weight: "open"; "cut": not at all; "zero derivative":
+    #: only through operations whose derivative is zero; "buffer": there is no parameter any more; "custom
+    #: function": as a function of the user's own says
+    route: str
+    #: the user's line where the weight enters, that of the last rounding, and that of the use
+    place: Place | None = None
+    rounding: Place | None = None
+    used_at: Place | None = None
+    #: functions of the user between the weight and its use, the outer one first: "quantize_fp4"
+    function: str = ""
+    #: names of the graph's nodes of zero derivative on the way
+    zero_nodes: tuple[str, ...] = ()
+    #: the weight was cut off from its history where it enters the quantizer
+    cut_at_entry: bool = False
+    #: a buffer's weights were trained or loaded before: frozen on purpose, as under an adapter
+    was_trained: bool = False
+    #: gradient goes through the use of a buffer, to what lies before it
+    carries_gradient: bool = False
+    #: distinct codes seen; 0 where they were not
+    levels: int = 0
+    #: steps at which the use was seen
+    seen: int = 0
+    first: Fidelity | None = None
+    last: Fidelity | None = None
+    #: optimizer steps since the used values were rounded, at most, over the steps seen
+    age_steps: int = 0
+    #: share of the used values that differ from those a fresh quantization gives; None: it was not run again
+    stale_share: float | None = None
+    #: distance of the weight, and of what is used, between first and last sight, over the weight's norm
+    weight_moved: float = 0.0
+    used_moved: float = 0.0
+    #: share of the codes that change from one step to the next; that differ between first and last sight; of
+    #: the changes that undo the one before. None where codes were not seen twice
+    flips_per_step: float | None = None
+    changed_share: float | None = None
+    undone_share: float | None = None
+    #: steps between first and last sight of the codes
+    span_steps: int = 0
+    #: share of the weight's gradient that is not zero, and of that of the used values
+    gradient_density: float | None = None
+    used_density: float | None = None
+    #: cosine of the weight's gradient with that of the used values, which an estimator would pass through
+    gradient_cosine: float | None = None
+    #: after the step, the weight was overwritten by values rounded from it: there is no finer copy
+    rewritten_at: Place | None = None

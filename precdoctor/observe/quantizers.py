@@ -1,0 +1,343 @@
+"""Quantizers of weights: what the forward pass uses beside the weight, and whether gradient comes back.
+
+Fed by `Lineage` while the operation probe is awake. Measures over a sample of the elements; the statistics of
+the clipping look at the whole tensor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from precdoctor.evidence import Fidelity, Place, Quantizer
+from precdoctor.observe.frames import Spot, UserCode
+from precdoctor.observe.graph import reach
+from precdoctor.observe.lineage import Lineage, Use
+from precdoctor.observe.made import CannotRemake, Entry, Made, Root, remade
+from precdoctor.observe.models import Models
+from precdoctor.observe.watch import Watch
+
+#: elements of a weight that are looked at
+_SAMPLE = 1 << 14
+#: a weight beyond this multiple of the largest used magnitude is clipped; less is rounding of the scale
+_BEYOND = 1.001
+#: parameters larger than this are not quantized again, to see whether what is used is stale
+_REMAKE = 1 << 24
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What is known of one weight."""
+
+    root: Root
+    watch: Watch
+    #: optimizer step at which the weight itself, not rounded, was last used
+    plain: int = -1
+    kind: str = ""
+    format: str = ""
+    route: str = ""
+    zero_nodes: set[str] = field(default_factory=set)
+    entry: Entry | None = None
+    rounding: Spot | None = None
+    used_at: Spot | None = None
+    function: str = ""
+    steps: set[int] = field(default_factory=set)
+    first: Fidelity | None = None
+    last: Fidelity | None = None
+    age: int = 0
+    stale: float | None = None
+    weights: tuple[Tensor, Tensor] | None = None
+    used: tuple[Tensor, Tensor] | None = None
+    #: step and codes at first sight and at the last two
+    codes: list[tuple[int, Tensor]] = field(default_factory=list)
+    first_codes: tuple[int, Tensor] | None = None
+    levels: int = 0
+    flips: list[float] = field(default_factory=list)
+    undone: list[float] = field(default_factory=list)
+    #: gradient of the used values since the last step
+    arriving: Tensor | None = None
+    densities: list[tuple[float, float, float]] = field(default_factory=list)
+    rewritten: Spot | None = None
+    name: str = ""
+    buffer: Made | None = None
+    was_trained: bool = False
+    carries_gradient: bool = False
+
+
+class QuantizerWatch:
+    """Collects what `Lineage` tells of weights that are used in another form; see the module's docstring."""
+
+    def __init__(self, code: UserCode) -> None:
+        self._code = code
+        self._seen: dict[Root, _Seen] = {}
+        self.lineage = Lineage(
+            code, on_use=self._on_use, on_rounding=self._on_rounding, on_rewrite=self._on_rewrite
+        )
+
+    # ------------------------------------------------------------------ told by the probe
+
+    def before(self, func: object, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+        """Pass on to the lineage."""
+        self.lineage.before(func, args, kwargs)
+
+    def after(self, operation: object) -> None:
+        """Pass on to the lineage."""
+        self.lineage.after(operation)  # type: ignore[arg-type]
+
+    def step_begins(self, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """Compare the gradient that arrived at the used values with the weight's."""
+        stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        for seen in self._seen.values():
+            parameter = seen.root.alive()
+            if parameter is None or id(parameter) not in stepped:
+                continue
+            seen.was_trained = seen.was_trained or parameter.grad is not None
+            arriving, seen.arriving = seen.arriving, None
+            if arriving is None or parameter.grad is None or parameter.grad.shape != parameter.shape:
+                continue
+            own = _sample(seen.watch, parameter.grad)
+            cosine = float(torch.nn.functional.cosine_similarity(own, arriving, dim=0))
+            seen.densities.append(
+                (float((own != 0).double().mean()), float((arriving != 0).double().mean()), cosine)
+            )
+        self.lineage.step_begins(optimizer, step)
+
+    def fall_asleep(self) -> None:
+        """Let go of what only neighbouring steps have in common."""
+        self.lineage.fall_asleep()
+        for seen in self._seen.values():
+            seen.arriving = None
+
+    # ------------------------------------------------------------------ told by the lineage
+
+    def _on_rounding(self, made: Made, tensor: Tensor) -> None:
+        numel = max((root.numel for root in made.roots), default=0)
+        if numel // 2 <= tensor.numel() <= 2 * numel:
+            flat = tensor.detach().reshape(-1)
+            flat = flat.view(torch.uint8) if flat.element_size() == 1 else flat.to(torch.float64)
+            made.codes = Watch.of(flat.numel(), _SAMPLE).view(flat).reshape(-1).clone()
+
+    def _on_rewrite(self, root: Root, spot: Spot | None) -> None:
+        self._of(root).rewritten = spot
+
+    def _of(self, root: Root) -> _Seen:
+        if root not in self._seen:
+            self._seen[root] = _Seen(root, Watch.of(root.numel, _SAMPLE))
+        return self._seen[root]
+
+    def _on_use(self, use: Use) -> None:
+        seen, made = self._of(use.root), use.made
+        if made is None or made.values == "scale" or (made.values == "continuous" and made.narrow is None):
+            seen.plain = use.step
+            return
+        inside = not use.operation.graded and use.inside_function
+        if not use.operation.graded and not inside:  # an evaluation
+            return
+        kind = "quantizer" if made.values == "rounded" else "cast"
+        if use.tensor.requires_grad and kind == "quantizer":
+            use.tensor.register_hook(partial(self._arrive, seen, _layout(use.tensor), made))  # type: ignore[no-untyped-call]
+        if use.step in seen.steps or (seen.kind == "quantizer" and kind == "cast"):
+            return
+        source = made.rounded if made.rounded is not None else made
+        age = use.step - source.step
+        if kind == "cast" and seen.steps and not age:
+            seen.steps.add(use.step)
+            return
+        if not seen.route or seen.route == "cut":  # a straight-through estimator may be switched on later
+            seen.route = "custom function" if inside else self._route(seen, use, seen.root.alive())
+        self._note(seen, use, made, kind, age)
+
+    def _note(self, seen: _Seen, use: Use, made: Made, kind: str, age: int) -> None:
+        seen.kind, seen.format = kind, str(use.tensor.dtype).removeprefix("torch.")
+        seen.age = max(seen.age, age)
+        if not seen.steps:
+            seen.entry = made.entry
+            seen.rounding = made.rounded.spot if made.rounded is not None else None
+            seen.used_at = self._code.innermost(use.operation.frame)[0]
+            seen.function = _function(made.entry)
+        seen.steps.add(use.step)
+        parameter = seen.root.alive()
+        if parameter is None:
+            seen.buffer, seen.carries_gradient = made, seen.carries_gradient or use.carries_gradient
+            return
+        if made.roots != {seen.root}:
+            return  # several parameters in one: their own values say nothing of its error
+        weight = _sample(seen.watch, parameter)
+        whole = _as_parameter(use.tensor, made, seen.root)
+        used = _sample(seen.watch, whole)
+        fidelity = self._fidelity(seen, use.step, weight, used, whole)
+        seen.first, seen.last = seen.first or fidelity, fidelity
+        seen.weights = (weight, weight) if seen.weights is None else (seen.weights[0], weight)
+        seen.used = (used, used) if seen.used is None else (seen.used[0], used)
+        self._note_codes(seen, use.step, made)
+        if age and seen.root.numel <= _REMAKE and (kind == "quantizer" or seen.stale is None):
+            self._note_stale(seen, made, used)
+
+    def _route(self, seen: _Seen, use: Use, parameter: Tensor | None) -> str:
+        if parameter is None:
+            return "buffer"
+        if not use.tensor.requires_grad:
+            return "cut"
+        found = reach([use.tensor])
+        if not any(leaf is parameter for leaf in found.leaves):
+            return "cut"
+        if any(leaf is parameter for leaf in found.only_zero):
+            seen.zero_nodes |= found.zero_nodes
+            return "zero derivative"
+        return "open"
+
+    def _fidelity(self, seen: _Seen, step: int, weight: Tensor, used: Tensor, whole: Tensor) -> Fidelity:
+        error = used - weight
+        finite = torch.isfinite(used)
+        noise, signal = float(error[finite].square().sum()), float(weight[finite].square().sum())
+        size = whole.detach().abs().double()
+        tensor_max = float(size.max())
+        rows = size.flatten(1).amax(1) if size.dim() > 1 else size.max().reshape(1)
+        row = rows.reshape(-1, *([1] * max(size.dim() - 1, 0))).expand(size.shape)
+        largest = _sample(seen.watch, row)
+        above, magnitude = weight.abs(), used.abs()
+        by_tensor = (magnitude == tensor_max) & (above > _BEYOND * tensor_max)
+        by_row = (magnitude == largest) & (above > _BEYOND * largest) & (largest > 0)
+        clipped = max(float(by_tensor.double().mean()) if tensor_max else 0.0, float(by_row.double().mean()))
+        return Fidelity(
+            step=step,
+            mean_absolute_error=float(error[finite].abs().mean()) if bool(finite.any()) else math.inf,
+            sqnr_db=10 * math.log10(signal / noise) if noise > 0 and signal > 0 else None,
+            clipped_share=clipped,
+            flushed_share=float(((used == 0) & (weight != 0)).double().mean()),
+            non_finite=int((~finite & torch.isfinite(weight)).sum()),
+        )
+
+    def _note_codes(self, seen: _Seen, step: int, made: Made) -> None:
+        codes = made.codes
+        if codes is None:
+            return
+        if seen.first_codes is None:
+            seen.first_codes = (step, codes)
+        seen.levels = max(seen.levels, int(torch.unique(codes).numel()))
+        if seen.codes and seen.codes[-1][0] == step - 1 and seen.codes[-1][1].shape == codes.shape:
+            before = seen.codes[-1][1]
+            flipped = codes != before
+            seen.flips.append(float(flipped.double().mean()))
+            if len(seen.codes) > 1 and seen.codes[-2][0] == step - 2 and bool(flipped.any()):
+                seen.undone.append(float((codes == seen.codes[-2][1])[flipped].double().mean()))
+        seen.codes = [*seen.codes[-1:], (step, codes)]
+
+    def _note_stale(self, seen: _Seen, made: Made, used: Tensor) -> None:
+        devices = [used.device] if used.device.type == "cuda" else []
+        try:
+            with torch.random.fork_rng(devices=devices):
+                fresh = _as_parameter(remade(made), made, seen.root)
+        except (CannotRemake, RuntimeError):
+            return
+        share = float((_sample(seen.watch, fresh) != used).double().mean())
+        seen.stale = max(seen.stale or 0.0, share)
+
+    def _arrive(self, seen: _Seen, layout: tuple[tuple[int, ...], ...], made: Made, gradient: Tensor) -> None:
+        with torch.no_grad():
+            size, stride, (offset,) = layout
+            flat = gradient.new_zeros(max(math.prod(made.size), seen.root.numel))
+            flat.as_strided(size, stride, offset).copy_(gradient)
+            if flat.numel() != seen.root.numel:
+                return
+            sample = _sample(seen.watch, flat.reshape(seen.root.shape))
+            seen.arriving = sample if seen.arriving is None else seen.arriving + sample
+
+    # ------------------------------------------------------------------ afterwards
+
+    def look(self, models: Models) -> None:
+        """Note the names of the weights while they live."""
+        for seen in self._seen.values():
+            parameter = seen.root.alive()
+            if parameter is not None:
+                owner = models.owner(parameter)
+                seen.name = owner.name if owner is not None else seen.name
+            elif seen.buffer is not None and not seen.buffer.memory.gone:
+                seen.name = models.buffer_name(seen.buffer.memory.key) or seen.name
+
+    def evidence(self, place: Callable[[Spot | None], Place | None]) -> tuple[Quantizer, ...]:
+        """Return what was seen, by the weights' names."""
+        return tuple(
+            self._record(seen, place)
+            for seen in sorted(self._seen.values(), key=lambda s: s.name)
+            if seen.steps and seen.name and seen.plain < max(seen.steps)
+        )
+
+    def _record(self, seen: _Seen, place: Callable[[Spot | None], Place | None]) -> Quantizer:
+        record = Quantizer(
+            parameter=seen.name,
+            kind=seen.kind,
+            numel=seen.root.numel,
+            format=seen.format,
+            route=seen.route,
+            place=place(seen.entry.spot) if seen.entry is not None else None,
+            rounding=place(seen.rounding),
+            used_at=place(seen.used_at),
+            function=seen.function,
+            zero_nodes=tuple(sorted(seen.zero_nodes)),
+            cut_at_entry=seen.entry is not None and seen.entry.cut,
+            was_trained=seen.was_trained or seen.root.loaded,
+            carries_gradient=seen.carries_gradient,
+            levels=seen.levels,
+            seen=len(seen.steps),
+            first=seen.first,
+            last=seen.last,
+            age_steps=seen.age,
+            stale_share=seen.stale,
+            weight_moved=_moved(seen.weights),
+            used_moved=_moved(seen.used, seen.weights),
+            flips_per_step=_mean(seen.flips),
+            undone_share=_mean(seen.undone),
+            rewritten_at=place(seen.rewritten),
+        )
+        if seen.first_codes is not None and seen.codes and seen.codes[-1][0] > seen.first_codes[0]:
+            (start, first), (end, last) = seen.first_codes, seen.codes[-1]
+            share = float((first != last).double().mean()) if first.shape == last.shape else 1.0
+            record = replace(record, changed_share=share, span_steps=end - start)
+        if seen.densities:
+            own, arriving, cosine = (_mean([d[i] for d in seen.densities]) for i in range(3))
+            record = replace(record, gradient_density=own, used_density=arriving, gradient_cosine=cosine)
+        return record
+
+
+def _sample(watch: Watch, tensor: Tensor) -> Tensor:
+    return watch.view(tensor.detach()).reshape(-1).double().clone()
+
+
+def _layout(tensor: Tensor) -> tuple[tuple[int, ...], ...]:
+    return tuple(tensor.shape), tuple(tensor.stride()), (int(tensor.storage_offset()),)
+
+
+def _as_parameter(tensor: Tensor, made: Made, root: Root) -> Tensor:
+    """Return a made tensor, or any view of it, in the shape of its parameter."""
+    if math.prod(made.size) != root.numel or tensor.dtype != made.dtype:
+        return tensor.detach().reshape(root.shape)
+    base = tensor.detach().as_strided(made.size, made.stride, made.offset).reshape(root.shape)
+    parameter = root.alive()
+    if parameter is None or len(root.shape) != 2 or made.size != root.shape[::-1]:
+        return base
+    turned = base.reshape(made.size).t()  # quantized after a transposition: whichever is the closer one
+    closer = (turned - parameter).square().sum() < (base - parameter).square().sum()
+    return turned if bool(closer) else base
+
+
+def _function(entry: Entry | None) -> str:
+    if entry is None or entry.inner.function == entry.spot.function:
+        return ""
+    return entry.inner.function
+
+
+def _moved(ends: tuple[Tensor, Tensor] | None, weights: tuple[Tensor, Tensor] | None = None) -> float:
+    if ends is None:
+        return 0.0
+    norm = float((weights or ends)[0].norm())
+    return float((ends[1] - ends[0]).norm()) / norm if norm else 0.0
+
+
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None
