@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ TRAINED = ["ste-bnb-fp4", "ste-nvfp4", "ste-mxfp4", "ste-nf4", "ste-int8", "ste-
 @pytest.fixture
 def small_lm(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     monkeypatch.syspath_prepend(str(SAMPLE))
-    names = ("data", "layers", "memory", "model", "quantizers", "recipes", "training")
+    names = ("ceilings", "data", "layers", "memory", "model", "quantizers", "recipes", "training")
     yield SimpleNamespace(**{name: importlib.import_module(f"small_lm.{name}") for name in names})
     for name in [name for name in sys.modules if name.partition(".")[0] == "small_lm"]:
         del sys.modules[name]
@@ -74,6 +75,20 @@ def test_the_memory_of_the_report_is_an_estimate_below_what_is_held(small_lm: Si
 
     _, quantized, _ = small_lm.memory.count(small)
     assert small_lm.memory.held_bytes(small) == weights + quantized * (4 + 4 / 8) / 8
+
+
+def test_sizes_need_no_training() -> None:
+    recipes = ["baseline", "fp4-reported", "ste-bnb-fp4"]
+    command = [sys.executable, SAMPLE / "sizes.py", *recipes, "--size", "full"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    tied, reported, repaired = (json.loads(done.stdout)[name] for name in recipes)
+
+    assert reported["parameters"]["without_gradient"] == 29_491_200
+    assert reported["held_bytes"] == pytest.approx(210.1e6, rel=1e-3)
+    assert (tied["training_bytes"], reported["training_bytes"]) == pytest.approx((472e6, 437e6), rel=1e-3)
+    assert tied["flops"] == repaired["flops"]
+    # a third of what linear layers multiply is for the gradients of their weights; attention has none
+    assert reported["flops"] / tied["flops"] == pytest.approx(0.69, abs=0.01)
 
 
 def test_as_reported_no_quantized_weight_has_a_gradient(small_lm: SimpleNamespace) -> None:
@@ -189,6 +204,48 @@ def test_the_text_of_its_own_is_not_trained_on(small_lm: SimpleNamespace) -> Non
     following = torch.cat([leaky.honest[index][0] for index in range(len(leaky.honest))])
     tokens = data.Corpus(data.DEFAULT_CORPUS, 300, 32, 2640, honest_tokens=640).tokens
     assert torch.equal(tokens[2000 : 2000 + len(following)], following)
+
+
+def test_ceilings_are_those_of_the_text(small_lm: SimpleNamespace) -> None:
+    tokens = torch.tensor([1, 2, 1, 2, 1, 3, 4, 4])
+    assert small_lm.ceilings.majority_share(tokens) == 3 / 8
+    # 1 -> 2 twice and 3 once, 2 -> 1 twice, 3 -> 4, 4 -> 4
+    assert small_lm.ceilings.bigram_ceiling(tokens) == 6 / 7
+
+
+def test_what_only_sees_the_current_token_is_context_free(small_lm: SimpleNamespace) -> None:
+    torch.manual_seed(0)
+    batches = [(torch.randint(16, (4, 32)), None)]
+    share = small_lm.ceilings.context_free_share
+    assert share(nn.Embedding(16, 16), batches, "cpu") == 1
+    assert share(nn.Sequential(nn.Embedding(16, 16), nn.Dropout(0)), batches, "cpu") == 1
+    assert share(build(small_lm, "untied"), [(torch.randint(16, (8, 32)), None)], "cpu") < 1
+
+
+def test_the_training_text_is_as_predictable_from_one_token_as_it_should_be(
+    small_lm: SimpleNamespace,
+) -> None:
+    data = small_lm.data
+    corpus = data.Corpus(data.DEFAULT_CORPUS, 1024, 32, 5200, start=data.DEFAULT_START)
+    assert small_lm.ceilings.bigram_ceiling(corpus.tokens) == pytest.approx(0.39, abs=0.005)
+    clean = data.Corpus(data.DEFAULT_CORPUS, 1024, 32, 100_000, split="clean", start=data.DEFAULT_START)
+    assert (len(clean.tokens), len(clean.honest)) == (100_000, 312)
+
+
+def test_a_saved_state_can_be_evaluated_without_the_quantizer(tmp_path: Path) -> None:
+    def train(*arguments: str) -> dict[str, Any]:
+        command = [sys.executable, SAMPLE / "train.py", "--device", "cpu", *arguments]
+        subprocess.run([*command, "--results", tmp_path / "r.json"], check=True, timeout=120)
+        measured: dict[str, Any] = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
+        return measured
+
+    state = str(tmp_path / "state.pt")
+    trained = train("--recipe", "fp4-reported", "--updates", "6", "--save", state)
+    again = train("--recipe", "fp4-reported", "--evaluate", state)
+    without = train("--recipe", "untied", "--evaluate", state)
+
+    assert again["history"][-1]["loss"] == trained["history"][-1]["loss"]
+    assert 0 < abs(without["history"][-1]["loss"] - again["history"][-1]["loss"]) < 0.2
 
 
 @pytest.mark.parametrize("recipe", ["fp4-reported", "ste-nvfp4"])

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from small_lm import memory
-from small_lm.data import DEFAULT_CORPUS, Corpus
+from small_lm import ceilings, memory
+from small_lm.data import DEFAULT_CORPUS, DEFAULT_START, Corpus
 from small_lm.layers import FP4Linear
 from small_lm.model import SIZES, LanguageModel
 from small_lm.recipes import RECIPES
@@ -42,6 +42,7 @@ def parse_args():
     parser.add_argument("--cpu-fallback", action="store_true", help="fp4-reported: no quantization on a CPU")
     parser.add_argument("--threads", type=int, default=1, help="more do not pay for a model this small")
     parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--evaluate", default=None, metavar="FILE", help="a saved state, instead of training")
     parser.add_argument("--save", default=None, help="write the model's state here at the end")
     parser.add_argument("--results", default=None, help="write what was measured here, as JSON")
     return parser.parse_args()
@@ -64,7 +65,13 @@ def main():
 
     data = args.data or ("stdlib" if args.size == "full" else str(DEFAULT_CORPUS))
     corpus = Corpus(
-        data, config.vocab_size, config.max_seq_len, args.tokens or n_tokens, split=args.split, seed=args.seed
+        data,
+        config.vocab_size,
+        config.max_seq_len,
+        args.tokens or n_tokens,
+        split=args.split,
+        start=DEFAULT_START if data == str(DEFAULT_CORPUS) else 0,
+        seed=args.seed,
     )
     model = build_model(recipe, args.size, args.cpu_fallback).to(args.device)
     total, quantized, rest = memory.count(model)
@@ -93,8 +100,13 @@ def main():
         eval_windows=eval_windows,
         seed=args.seed,
     )
-    seconds = trainer.train()
-    print(f"Training completed in {seconds:.1f} seconds")
+    if args.evaluate:
+        model.load_state_dict(torch.load(args.evaluate, weights_only=True, map_location=args.device))
+        seconds = 0.0
+        trainer.report(0)
+    else:
+        seconds = trainer.train()
+        print(f"Training completed in {seconds:.1f} seconds")
     loss, accuracy = trainer.evaluate_honestly()
     print(f"Text of its own: Loss={loss:.3f}, Acc={accuracy:.1%}, PPL={math.exp(min(loss, 20)):.1f}")
     held, packed = memory.held_bytes(model), memory.packed_bytes(model, recipe.bits)
@@ -111,10 +123,20 @@ def main():
             "history": trainer.history,
             "honest": {"loss": loss, "accuracy": accuracy},
             "seconds": seconds,
+            "kept_by_decay": trainer.kept,
+            "text": {
+                "tokens": len(corpus.tokens),
+                "majority_share": ceilings.majority_share(corpus.tokens),
+                "bigram_ceiling": ceilings.bigram_ceiling(corpus.tokens),
+            },
+            "context_free_share": ceilings.context_free_share(
+                model, corpus.val_batches(32, eval_windows), args.device
+            ),
             "parameters": {"total": total, "quantized": quantized, "float32": rest},
             "estimated_savings": memory.estimated_savings(model),
             "held_bytes": held,
             "packed_bytes": packed,
+            "training_bytes": memory.training_bytes(model, optimizer),
         }
         Path(args.results).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 

@@ -31,6 +31,13 @@ def held_bytes(model):
     return sum(t.nbytes for t in tensors.values()) + caches
 
 
+def training_bytes(model, optimizer):
+    """Return the bytes held, of what has gradients their bytes too, and the optimizer's state."""
+    stepped = [p for p in optimizer.state if optimizer.state[p]]
+    state = [t for p in stepped for t in optimizer.state[p].values() if t.dim()]
+    return held_bytes(model) + sum(p.nbytes for p in stepped) + sum(t.nbytes for t in state)
+
+
 def packed_bytes(model, bits):
     """Return the bytes of the weights with quantized ones stored as codes and scales alone."""
     _, quantized, rest = count(model)
