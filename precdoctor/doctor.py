@@ -19,11 +19,13 @@ from torch import Tensor, nn
 
 from precdoctor.evidence import Backward, Cast, Evidence, Forward, Parameter, Place, Run, Scaler
 from precdoctor.observe import assemble
+from precdoctor.observe.clipping import ClippingWatch
 from precdoctor.observe.frames import Spot, UserCode
 from precdoctor.observe.graph import reach
 from precdoctor.observe.lane import Lane
 from precdoctor.observe.models import Usage
 from precdoctor.observe.operations import OperationProbe
+from precdoctor.observe.predictions import PredictionWatch
 from precdoctor.observe.quantizers import QuantizerWatch
 from precdoctor.observe.registry import Registry
 from precdoctor.observe.schedules import future, live_schedulers
@@ -77,8 +79,12 @@ class Doctor:
         if watch is not None and watch < 0:
             raise ValueError(f"watch must be 0 (all) or more, not {watch}")
         self._provenance, self._on_step = provenance, on_step
-        self._quantizers = QuantizerWatch(provenance.code if provenance is not None else UserCode())
-        self._probe = OperationProbe([self._quantizers]) if probe else None
+        code = provenance.code if provenance is not None else UserCode()
+        self._quantizers = QuantizerWatch(code)
+        self._clipping = ClippingWatch(code, lambda t: self._quantizers.lineage.made(t) is not None)
+        self._predictions = PredictionWatch(code)
+        instruments = [self._quantizers, self._clipping, self._predictions]
+        self._probe = OperationProbe(instruments) if probe else None
         self._monitor = StepMonitor(
             Schedule(every=every, budget=budget, stride=stride),
             watch=watch,
@@ -183,6 +189,7 @@ class Doctor:
         quietly = self._monitor.quietly
         quietly(lambda: self._registry.look([(record.index, optimizer) for record, optimizer in live]))
         quietly(lambda: self._quantizers.look(self._registry.models))
+        quietly(lambda: self._clipping.look(self._registry.models))
         quietly(self._resolve_walks)
         if schedules:
             quietly(lambda: self._look_ahead(live))
@@ -286,6 +293,8 @@ class Doctor:
             forwards=self._forwards(),
             scalers=self._scalers,
             quantizers=self._quantizers.evidence(self._place),
+            data_quantizers=self._clipping.evidence(self._place),
+            predictions=self._predictions.evidence(self._place),
             probed=self._probe is not None and self._probe.looked,
             losses=_loss_values(self._losses),
             timeline=timeline,

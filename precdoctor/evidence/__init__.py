@@ -3,7 +3,8 @@
 from precdoctor.evidence.codec import EvidenceError, from_json, load, save, to_json
 from precdoctor.evidence.histogram import Binades, Histogram
 from precdoctor.evidence.place import Place
-from precdoctor.evidence.quantizers import Fidelity, Quantizer
+from precdoctor.evidence.predictions import Predicted, Predictions
+from precdoctor.evidence.quantizers import DataQuantizer, Fidelity, Quantizer
 from precdoctor.evidence.records import (
     SCHEMA,
     Backward,
@@ -31,6 +32,7 @@ __all__ = [
     "Bench",
     "Binades",
     "Cast",
+    "DataQuantizer",
     "Decay",
     "Evidence",
     "EvidenceError",
@@ -43,6 +45,8 @@ __all__ = [
     "Optimizer",
     "Parameter",
     "Place",
+    "Predicted",
+    "Predictions",
     "Quantizer",
     "Run",
     "Scaler",

@@ -21,6 +21,8 @@ class Fidelity:
     clipped_share: float
     #: share of the weights, themselves not zero, that are used as zero
     flushed_share: float
+    #: largest magnitude that is used over the largest of the weight; about 1 where the scale follows amax
+    reach: float = 1.0
     #: used values that are not finite while the weight is
     non_finite: int = 0
 
@@ -31,7 +33,8 @@ class Quantizer:
 
     #: qualified name of the parameter; of the buffer, where no parameter is left
     parameter: str
-    #: "quantizer": values on a grid; "cast": the weight in a 16-bit format
+    #: "quantizer": values on a grid; "cast": the weight in a 16-bit format; "detached": the weight itself,
+    #: without its history
     kind: str
     #: number of elements, and the format of the used values
     numel: int
@@ -81,3 +84,21 @@ class Quantizer:
     gradient_cosine: float | None = None
     #: after the step, the weight was overwritten by values rounded from it: there is no finer copy
     rewritten_at: Place | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataQuantizer:
+    """A clamp and a rounding of data in a module's forward pass: the range of an activation quantizer."""
+
+    #: qualified name of the module; empty when it was not known
+    module: str
+    place: Place | None = None
+    #: times it was seen, and the optimizer steps made before the first and the last
+    seen: int = 0
+    first_step: int = 0
+    last_step: int = 0
+    #: share of the values other than 0 that lie beyond the range, then and at last
+    clipped_share_first: float = 0.0
+    clipped_share: float = 0.0
+    #: share of the values that are not finite, at last
+    non_finite_share: float = 0.0

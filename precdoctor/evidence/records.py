@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 from precdoctor.evidence.histogram import Binades, Histogram
 from precdoctor.evidence.place import Place
-from precdoctor.evidence.quantizers import Quantizer
+from precdoctor.evidence.predictions import Predictions
+from precdoctor.evidence.quantizers import DataQuantizer, Quantizer
 
 SCHEMA = "precdoctor.evidence/1"
 
@@ -359,6 +360,10 @@ class Evidence:
     scalers: tuple[Scaler, ...] = ()
     #: quantizers of weights; empty when the operation probe did not run
     quantizers: tuple[Quantizer, ...] = ()
+    #: quantizers of data, such as activations, that clamp and round
+    data_quantizers: tuple[DataQuantizer, ...] = ()
+    #: predictions behind the losses of training passes, one per line that computes one
+    predictions: tuple[Predictions, ...] = ()
     #: the operation probe looked at forward passes
     probed: bool = False
     #: (step, loss) at the recorded backward passes

@@ -124,7 +124,7 @@ class Lineage:
             if any(data):
                 self._mark_data(operation, inputs)
             return
-        name = _name(operation.func)
+        name = operation.name
         if name in _USES or self._meets_data(operation, inputs, known, data):
             for tensor, what in zip(inputs, known, strict=True):
                 if what is not None:
@@ -367,11 +367,6 @@ class Lineage:
 
 
 # ---------------------------------------------------------------------- small helpers
-
-
-def _name(func: Any) -> str:
-    schema = getattr(func, "_schema", None)
-    return str(schema.name) if schema is not None else ""
 
 
 def _is_grid(tensor: Tensor) -> bool:

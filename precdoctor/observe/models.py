@@ -87,6 +87,14 @@ class Models:
                         return stripped(f"{prefix}.{name}" if prefix else name)
         return ""
 
+    def module_names(self) -> dict[int, str]:
+        """Return the qualified names of all live modules by identity; of a root, its class."""
+        names: dict[int, str] = {}
+        for root in self._roots():
+            for prefix, module in _walk(root):
+                names.setdefault(id(module), stripped(prefix) or type(module).__qualname__)
+        return names
+
     def parameters(self) -> list[tuple[Tensor, Owner]]:
         """Return the live parameters of all modules."""
         return [(p, owner) for ref, owner in self._known.values() if (p := ref()) is not None]

@@ -55,6 +55,12 @@ class Operation:
         self.frame = frame
 
     @property
+    def name(self) -> str:
+        """Return the operation's name without its overload: "aten::mm"; empty for higher-order ones."""
+        schema = getattr(self.func, "_schema", None)
+        return str(schema.name) if schema is not None else ""
+
+    @property
     def inputs(self) -> list[Tensor]:
         """Return the tensors among the arguments, in order, those in lists too."""
         return list(tensors_in((*self.args, *self.kwargs.values())))
@@ -242,12 +248,15 @@ class OperationProbe:
 
     def _try(self, act: Callable[[], None]) -> None:
         """Do something of ours; whatever goes wrong with that is no matter of the run."""
+        self._paused += 1  # our own operations are not the run's
         try:
             with torch.no_grad():
                 act()
         except Exception as error:
             self._ended = self._dormant = True
             self.limits[f"looking at operations failed ({type(error).__name__}: {error})"] = None
+        finally:
+            self._paused -= 1
 
 
 class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]

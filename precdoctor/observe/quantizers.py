@@ -133,7 +133,7 @@ class QuantizerWatch:
     def _on_use(self, use: Use) -> None:
         seen, made = self._of(use.root), use.made
         if made is None or made.values == "scale" or (made.values == "continuous" and made.narrow is None):
-            seen.plain = use.step
+            self._note_plain(seen, use)
             return
         inside = not use.operation.graded and use.inside_function
         if not use.operation.graded and not inside:  # an evaluation
@@ -151,6 +151,19 @@ class QuantizerWatch:
         if not seen.route or seen.route == "cut":  # a straight-through estimator may be switched on later
             seen.route = "custom function" if inside else self._route(seen, use, seen.root.alive())
         self._note(seen, use, made, kind, age)
+
+    def _note_plain(self, seen: _Seen, use: Use) -> None:
+        """Note that the weight itself is used, or that it is used without its history."""
+        if use.tensor.requires_grad or not use.operation.graded:
+            seen.plain = use.step
+        elif not seen.kind:
+            spot = self._code.innermost(use.operation.frame)[0]
+            seen.kind, seen.route, seen.used_at = "detached", "cut", spot
+            seen.format = str(use.tensor.dtype).removeprefix("torch.")
+            if use.made is not None:
+                seen.entry = use.made.entry
+        if seen.kind == "detached":
+            seen.steps.add(use.step)
 
     def _note(self, seen: _Seen, use: Use, made: Made, kind: str, age: int) -> None:
         seen.kind, seen.format = kind, str(use.tensor.dtype).removeprefix("torch.")
@@ -170,7 +183,7 @@ class QuantizerWatch:
         weight = _sample(seen.watch, parameter)
         whole = _as_parameter(use.tensor, made, seen.root)
         used = _sample(seen.watch, whole)
-        fidelity = self._fidelity(seen, use.step, weight, used, whole)
+        fidelity = self._fidelity(seen, use.step, parameter, used, whole)
         seen.first, seen.last = seen.first or fidelity, fidelity
         seen.weights = (weight, weight) if seen.weights is None else (seen.weights[0], weight)
         seen.used = (used, used) if seen.used is None else (seen.used[0], used)
@@ -191,7 +204,8 @@ class QuantizerWatch:
             return "zero derivative"
         return "open"
 
-    def _fidelity(self, seen: _Seen, step: int, weight: Tensor, used: Tensor, whole: Tensor) -> Fidelity:
+    def _fidelity(self, seen: _Seen, step: int, parameter: Tensor, used: Tensor, whole: Tensor) -> Fidelity:
+        weight = _sample(seen.watch, parameter)
         error = used - weight
         finite = torch.isfinite(used)
         noise, signal = float(error[finite].square().sum()), float(weight[finite].square().sum())
@@ -201,6 +215,7 @@ class QuantizerWatch:
         row = rows.reshape(-1, *([1] * max(size.dim() - 1, 0))).expand(size.shape)
         largest = _sample(seen.watch, row)
         above, magnitude = weight.abs(), used.abs()
+        weight_max = float(parameter.detach().abs().max())
         by_tensor = (magnitude == tensor_max) & (above > _BEYOND * tensor_max)
         by_row = (magnitude == largest) & (above > _BEYOND * largest) & (largest > 0)
         clipped = max(float(by_tensor.double().mean()) if tensor_max else 0.0, float(by_row.double().mean()))
@@ -209,6 +224,7 @@ class QuantizerWatch:
             mean_absolute_error=float(error[finite].abs().mean()) if bool(finite.any()) else math.inf,
             sqnr_db=10 * math.log10(signal / noise) if noise > 0 and signal > 0 else None,
             clipped_share=clipped,
+            reach=tensor_max / weight_max if weight_max > 0 and math.isfinite(tensor_max) else 1.0,
             flushed_share=float(((used == 0) & (weight != 0)).double().mean()),
             non_finite=int((~finite & torch.isfinite(weight)).sum()),
         )

@@ -7,10 +7,14 @@ from precdoctor.rules.frozen_parameter import FrozenParameter
 from precdoctor.rules.missing_gradient import MissingGradient
 from precdoctor.rules.one_sided_update import OneSidedUpdate
 from precdoctor.rules.orphan_parameter import OrphanParameter
+from precdoctor.rules.quantization_noise import QuantizationNoise
 from precdoctor.rules.rule import Rule
+from precdoctor.rules.saturated_quantizer import SaturatedQuantizer
 from precdoctor.rules.severed_gradient import SeveredGradient
+from precdoctor.rules.severed_quantizer import SeveredQuantizer
 from precdoctor.rules.stagnant_second_moment import StagnantSecondMoment
 from precdoctor.rules.stale_optimizer import StaleOptimizer
+from precdoctor.rules.stale_quantized_weight import StaleQuantizedWeight
 from precdoctor.rules.swallowed_update import SwallowedUpdate
 from precdoctor.rules.swallowed_weight_decay import SwallowedWeightDecay
 from precdoctor.rules.vanishing_epsilon import VanishingEpsilon
@@ -27,4 +31,8 @@ CATALOGUE: tuple[type[Rule], ...] = (
     VanishingEpsilon,  # PD303
     StaleOptimizer,  # PD406
     OrphanParameter,  # PD407
+    SeveredQuantizer,  # PD601
+    StaleQuantizedWeight,  # PD602
+    QuantizationNoise,  # PD603
+    SaturatedQuantizer,  # PD604
 )

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from precdoctor.evidence import Evidence, Parameter
+from precdoctor.rules.quantized import explained_by_quantizer
 from precdoctor.rules.reading import MIN_STEPS, optimizer_of
 
 
 def without_gradient(evidence: Evidence) -> list[Parameter]:
-    """Return the trainable parameters of optimizers whose ``.grad`` was None at every observed step."""
+    """Return the trainable parameters of optimizers whose ``.grad`` was None at every observed step.
+
+    Those whose quantizer is the reason (PD601) are left out.
+    """
+    explained = explained_by_quantizer(evidence)
     return [
         p
         for p in evidence.parameters
         if p.trainable
+        and p.name not in explained
         and not _is_stale(evidence, p)
         and p.gradient.present == 0
         and p.gradient.absent >= MIN_STEPS
@@ -25,11 +31,13 @@ def _is_stale(evidence: Evidence, parameter: Parameter) -> bool:
 
 
 def with_zero_gradient(evidence: Evidence) -> list[Parameter]:
-    """Return the trainable parameters of optimizers whose gradient was always exactly zero."""
+    """Return the trainable parameters of optimizers whose gradient was always exactly zero, as above."""
+    explained = explained_by_quantizer(evidence)
     return [
         p
         for p in evidence.parameters
         if p.trainable
+        and p.name not in explained
         and optimizer_of(evidence, p) is not None
         and p.gradient.present >= MIN_STEPS
         and p.gradient.all_zero == p.gradient.present

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from precdoctor.evidence import Evidence, Parameter
+from precdoctor.evidence import Evidence, Parameter, Place
 from precdoctor.rules.finding import Finding, Prescription, Severity
 from precdoctor.rules.gradients import is_detached, without_gradient
 from precdoctor.rules.prescriptions import ranked
@@ -98,7 +98,7 @@ class MissingGradient(Rule):
             severity=severity,
             subjects=parameter_subjects(members),
             message=text + ".",
-            locations=locations([], [*(p.created for p in members), optimizer.place]),
+            locations=locations(_cuts(evidence, members), [*(p.created for p in members), optimizer.place]),
             measured={
                 "parameters": len(members),
                 "elements": elements,
@@ -107,6 +107,12 @@ class MissingGradient(Rule):
             },
             prescriptions=_cures(severity, reached),
         )
+
+
+def _cuts(evidence: Evidence, members: Sequence[Parameter]) -> list[Place | None]:
+    """Return the lines seen to use the parameters without their history."""
+    names = {p.name for p in members}
+    return [q.used_at for q in evidence.quantizers if q.kind == "detached" and q.parameter in names]
 
 
 def _severity(evidence: Evidence, parameter: Parameter) -> Severity:

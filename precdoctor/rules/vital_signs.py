@@ -50,7 +50,7 @@ def gradients_flowed(evidence: Evidence) -> bool:
 
 def _gradients(evidence: Evidence, grave: Sequence[Finding]) -> VitalSign:
     name = "gradients flow"
-    ill = _named(grave, ("PD201", "PD202"))
+    ill = _named(grave, ("PD201", "PD202", "PD601"))
     if ill:
         return _ill(name, ill)
     trained = [p for p in evidence.parameters if p.trainable and p.optimizer is not None]
@@ -203,6 +203,9 @@ def _loss_scaling(evidence: Evidence) -> VitalSign:
 
 def _quantizers(evidence: Evidence, grave: Sequence[Finding]) -> VitalSign:
     name = "quantizers pass gradients"
+    ill = _named(grave, ("PD601", "PD602", "PD603", "PD604"))
+    if ill:
+        return _ill(name, ill)
     backward = evidence.backward
     if backward is None:
         return _unknown(name, "no backward pass was seen")
@@ -210,9 +213,12 @@ def _quantizers(evidence: Evidence, grave: Sequence[Finding]) -> VitalSign:
     if blocked:
         return _ill(name, blocked[0].message)
     if _named(grave, ("PD201", "PD202")):
-        return _unknown(
-            name, "gradients are missing: whether a quantizer cuts them off is not told apart yet"
-        )
+        return _unknown(name, "gradients are missing, and no quantizer of a weight was seen")
+    weights = [q for q in evidence.quantizers if q.kind == "quantizer" and q.route == "open"]
+    if weights:
+        noise = [q.last.sqnr_db for q in weights if q.last is not None and q.last.sqnr_db is not None]
+        text = f"{count(len(weights), 'quantized weight')} with a way back"
+        return _ok(name, f"{text}, {number(min(noise))} dB at the worst" if noise else text)
     if backward.zero_nodes:
         return _ok(name, f"{several(backward.zero_nodes)} in the graph of the loss, with a way around")
     return _ok(name, "none that blocks a gradient: no rounding in the graph of the loss")

@@ -1,0 +1,169 @@
+"""PD603: a layer's quantization noise is out of proportion."""
+
+from __future__ import annotations
+
+from statistics import median
+from typing import ClassVar
+
+from precdoctor.evidence import Evidence
+from precdoctor.rules.finding import Finding, Subject
+from precdoctor.rules.prescriptions import ranked
+from precdoctor.rules.quantized import Quantized, by_quantizer, elements, quantized, quantizer_locations, who
+from precdoctor.rules.rule import Rule
+from precdoctor.rules.saturated_quantizer import follows_amax, is_flushed
+from precdoctor.rules.stale_quantized_weight import is_stale
+from precdoctor.rules.wording import number, percent, several
+
+#: decibels below which a layer is noisy: 4-bit blocks have 17.8 to 20.5 on weights, sign and mean 4.4
+NOISY_DB = 10.0
+#: decibels below the median of the other layers of the run from which a layer stands out
+OUTLIER_DB = 8.0
+#: layers from which there is a median to speak of
+MIN_PEERS = 3
+
+
+class QuantizationNoise(Rule):
+    """A layer keeps far less of its weight than the other quantized layers do: keep it in higher precision.
+
+    ## What it means
+
+    The signal to quantization noise ratio (SQNR) of a layer's weight, 10 log10 of the weight's energy over
+    that of the error, is low, and much lower than in the layers beside it: a single outlier per tensor
+    sets the scale and rounds the rest to a few codes, or the layer's weights have heavy tails.
+
+    ## Why it hurts
+
+    A layer at 6 dB computes with weights of which a quarter of the energy is noise. It is seldom all of
+    them: measured sensitivity decides which layers to keep in higher precision, not their kind.
+
+    ## Criterion
+
+    A warning where the scale follows the largest weight and yet more than half of a weight is used as zero
+    at less than 6 dB, or more than 80 % at any SQNR. And where the SQNR of a weight that is quantized
+    afresh and gets gradient lies below 10 dB and at least 8 dB below the median of at least 3 other
+    quantized weights. Coarse grids that all layers share, signs and ternary weights among them, are a
+    choice and no finding.
+
+    ## Blind spots
+
+    The SQNR of the weight is not the loss: what a layer contributes decides. `precdoctor treat` measures it
+    by keeping the layer in float32.
+
+    ## Remedies
+
+    Keep these layers in higher precision; give blocks a scale of their own instead of the tensor.
+
+    ## References
+
+    - Bennett 1948, Spectra of quantized signals (uniform noise of variance step^2 / 12)
+    - Dettmers and Zettlemoyer 2023, The case for 4-bit precision, arXiv 2212.09720 (block scales, outliers)
+    """
+
+    id: ClassVar[str] = "PD603"
+    name: ClassVar[str] = "quantization-noise"
+    example: ClassVar[str] = "quantization_noise.py"
+
+    @classmethod
+    def criterion(cls, evidence: Evidence) -> list[Finding]:
+        """Return a finding per quantizer whose grid is too coarse, and one for the layers that stand out."""
+        items = [
+            i
+            for i in quantized(evidence)
+            if i.quantizer.kind == "quantizer" and _decibels(i) is not None and not is_stale(i)
+        ]
+        coarse = [i for i in items if _is_coarse(i)]
+        outliers = [i for i in items if i not in coarse and _stands_out(i, items)]
+        found = [cls._coarse(members) for members in by_quantizer(coarse)]
+        return found + ([cls._outliers(outliers, items)] if outliers else [])
+
+    @classmethod
+    def _coarse(cls, members: list[Quantized]) -> Finding:
+        worst = max(members, key=_flushed).quantizer
+        last = worst.last
+        assert last is not None
+        return Finding(
+            rule=cls.id,
+            name=cls.name,
+            severity="warning",
+            subjects=tuple(Subject(kind="parameter", name=i.quantizer.parameter) for i in members),
+            message=(
+                f"{who(members)}: {percent(last.flushed_share)} of {worst.parameter} are used as zero, at "
+                f"{number(last.sqnr_db)} dB of signal to quantization noise, although the largest weight "
+                "gets the largest code: the grid is too coarse for what shares a scale."
+            ),
+            locations=quantizer_locations(members),
+            measured={
+                "weights": len(members),
+                "elements": elements(members),
+                "flushed_share": last.flushed_share,
+                "sqnr_db": last.sqnr_db,
+                "levels": worst.levels,
+            },
+            prescriptions=ranked(
+                [
+                    ("block-scale", "with a scale per block the largest weight flushes its neighbours only"),
+                    (
+                        "keep-float32",
+                        "higher precision: more bits, at least where it hurts most",
+                    ),
+                ]
+            ),
+        )
+
+    @classmethod
+    def _outliers(cls, found: list[Quantized], items: list[Quantized]) -> Finding:
+        lowest = min(found, key=lambda i: _decibels(i) or 0.0)
+        others = [d for i in items if i not in found and (d := _decibels(i)) is not None]
+        names = [i.quantizer.parameter for i in found]
+        return Finding(
+            rule=cls.id,
+            name=cls.name,
+            severity="warning",
+            subjects=tuple(Subject(kind="parameter", name=name) for name in names),
+            message=(
+                f"{who(found)} {'keep' if len(found) > 1 else 'keeps'} "
+                f"{number(_decibels(lowest))} dB of signal to quantization noise at the worst; the median of "
+                f"the other {len(others)} quantized weights is {number(median(others))} dB."
+            ),
+            locations=quantizer_locations(found),
+            measured={
+                "weights": len(found),
+                "elements": elements(found),
+                "sqnr_db_min": _decibels(lowest),
+                "sqnr_db_median_others": median(others),
+            },
+            prescriptions=ranked(
+                [
+                    (
+                        "keep-float32",
+                        f"keep {several(names)} in float32: "
+                        f"{elements(found) / max(elements(items), 1):.1%} of the quantized elements",
+                        {"layers": ",".join(names)},
+                    ),
+                    ("block-scale", "a scale per block keeps an outlier from rounding the others away"),
+                ]
+            ),
+        )
+
+
+def _flushed(item: Quantized) -> float:
+    last = item.quantizer.last
+    return 0.0 if last is None else last.flushed_share
+
+
+def _is_coarse(item: Quantized) -> bool:
+    last = item.quantizer.last
+    return last is not None and not last.non_finite and is_flushed(last) and follows_amax(last)
+
+
+def _decibels(item: Quantized) -> float | None:
+    last = item.quantizer.last
+    return None if last is None else last.sqnr_db
+
+
+def _stands_out(item: Quantized, items: list[Quantized]) -> bool:
+    own = _decibels(item)
+    others = [d for i in items if i is not item and (d := _decibels(i)) is not None]
+    if own is None or len(others) < MIN_PEERS:
+        return False
+    return own < NOISY_DB and own < median(others) - OUTLIER_DB
