@@ -24,7 +24,8 @@ from precdoctor.observe.frames import Spot, UserCode
 from precdoctor.observe.graph import reach
 from precdoctor.observe.lane import Lane
 from precdoctor.observe.models import Usage
-from precdoctor.observe.operations import OperationProbe
+from precdoctor.observe.operations import Instrument, OperationProbe
+from precdoctor.observe.patches import Patches
 from precdoctor.observe.predictions import PredictionWatch
 from precdoctor.observe.quantizers import QuantizerWatch
 from precdoctor.observe.registry import Registry
@@ -83,7 +84,7 @@ class Doctor:
         self._quantizers = QuantizerWatch(code)
         self._clipping = ClippingWatch(code, lambda t: self._quantizers.lineage.made(t) is not None)
         self._predictions = PredictionWatch(code)
-        instruments = [self._quantizers, self._clipping, self._predictions]
+        instruments: list[Instrument] = [self._quantizers, self._clipping, self._predictions]
         self._probe = OperationProbe(instruments) if probe else None
         self._monitor = StepMonitor(
             Schedule(every=every, budget=budget, stride=stride),
@@ -97,6 +98,7 @@ class Doctor:
         )
         self._registry = Registry(model, provenance)
         self._usage = Usage() if probe else None
+        self._patches = Patches()
         self._future: dict[int, dict[int, tuple[tuple[int, float], ...]]] = {}
         self._scalers: tuple[Scaler, ...] = ()
         self._backward: Backward | None = None
@@ -130,6 +132,7 @@ class Doctor:
         self._attached = False
         self._end = time.perf_counter()
         self._monitor.detach()
+        self._patches.undo()
         if self._usage is not None:
             self._usage.stop()
         if self._probe is not None:
@@ -145,10 +148,10 @@ class Doctor:
         self._started_at = datetime.datetime.now().astimezone()
         self._start = time.perf_counter()
         self._monitor.attach()
-        if self._usage is not None:
+        if self._usage is not None and self._probe is not None:
             self._usage.start()
-        if self._probe is not None:
             self._probe.attach()
+            self._patches.wrap(torch, "compile", self._around_compile)
         if self._provenance is not None:
             self._provenance.on_backward(self._on_backward)
         return self
@@ -159,6 +162,15 @@ class Doctor:
         self.detach()
 
     # ------------------------------------------------------------------ while it runs
+
+    def _around_compile(self, original: Any) -> Any:
+        def compile(*args: Any, **kwargs: Any) -> Any:
+            if self._usage is not None and self._probe is not None:
+                self._usage.compiling()
+                self._probe.compiling()
+            return original(*args, **kwargs)
+
+        return compile
 
     def _on_lane(self, lane: Lane) -> None:
         for reference in lane.parameters:

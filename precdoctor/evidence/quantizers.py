@@ -34,7 +34,7 @@ class Quantizer:
     #: qualified name of the parameter; of the buffer, where no parameter is left
     parameter: str
     #: "quantizer": values on a grid; "cast": the weight in a 16-bit format; "detached": the weight itself,
-    #: without its history
+    #: without its history; "plain": the weight itself
     kind: str
     #: number of elements, and the format of the used values
     numel: int
@@ -84,6 +84,8 @@ class Quantizer:
     gradient_cosine: float | None = None
     #: after the step, the weight was overwritten by values rounded from it: there is no finer copy
     rewritten_at: Place | None = None
+    #: random numbers went into those values: stochastic rounding
+    rewritten_at_random: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -111,6 +111,10 @@ class Updates:
     relative_rms: float = 0.0
     #: share of the stored results that the replay, rounded to the format, misses by more than an ulp
     mismatch_share: float = 0.0
+    #: share of (element, step) pairs that something else than the optimizer changed before the next step, and
+    #: the EDQ of what is left of the update then; None where steps one after the other were not observed
+    rewritten_share: float = 0.0
+    rewritten: WindowedEdq | None = None
     decay: Decay | None = None
     example: Example | None = None
     #: EDQ (window 1) of each stretch of `Evidence.timeline`; None where nothing was intended

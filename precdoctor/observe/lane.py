@@ -87,10 +87,12 @@ class Lane:
 
     # ------------------------------------------------------------------ before the step
 
-    def snapshot(self, optimizer: torch.optim.Optimizer, *, gradients: bool) -> None:
-        """Fetch what the step is about to change. Without ``gradients`` they are fetched after it."""
+    def snapshot(self, optimizer: torch.optim.Optimizer, number: int, *, gradients: bool) -> None:
+        """Fetch what step ``number`` is about to change. Without ``gradients`` they are fetched after it."""
         parameters = self.alive()
-        self._before.fetch(parameters)
+        before = self._before.fetch(parameters)
+        if self._last_step is not None and self._last_step == number - 1 and self.replay != "none":
+            self.ledger.add_rewrite(before - self._after.values)
         if gradients:
             self._fetch_gradients(optimizer, parameters)
         if self.replay == "none":

@@ -63,8 +63,11 @@ class Ledger:
         self.intended, self.lost = zeros(torch.int32), zeros(torch.int32)
         self.ups_intended, self.ups_applied = zeros(torch.int32), zeros(torch.int32)
         self.missed = zeros(torch.int32)
+        # what is left of updates when the next step begins: elements written over, sums of u*u and a*u
+        self.rewritten, self.kept_uu, self.kept_au = zeros(torch.int32), zeros(), zeros()
+        self.rewrites = 0
         self.first: Tensor | None = None
-        self.before, self.after, self.last_u = zeros(), zeros(), zeros()
+        self.before, self.after, self.last_u, self.last_a = zeros(), zeros(), zeros(), zeros()
         self.headroom = torch.zeros(count * _BINS, dtype=torch.float32, device=device)
         self.energy = torch.zeros(count * _BINS, dtype=torch.float32, device=device)
         self.energy_per_lr = torch.zeros_like(self.energy)
@@ -94,7 +97,7 @@ class Ledger:
         a = torch.nan_to_num_(after - before, 0.0, 0.0, 0.0)
         if self.first is None:
             self.first = before.clone()
-        self.before, self.after, self.last_u = before, after, u
+        self.before, self.after, self.last_u, self.last_a = before, after, u, a
         meant, moved = u != 0, a != 0
         self.u += u
         self.a += a
@@ -143,6 +146,14 @@ class Ledger:
         bins = self._bins(bits, _LOW_PER_LR + math.log2(lr))
         self.energy_per_lr.index_add_(0, bins, squares, alpha=(1 - kept) / lr**2)
 
+    def add_rewrite(self, change: Tensor) -> None:
+        """Add what changed since the last observed step, which was the step before; (n,)."""
+        torch.nan_to_num_(change, 0.0, 0.0, 0.0)
+        self.rewritten += (change != 0) & (self.last_u != 0)
+        self.kept_uu.addcmul_(self.last_u, self.last_u)
+        self.kept_au.addcmul_(self.last_a + change, self.last_u)
+        self.rewrites += 1
+
     def add_decay(self, intended: Tensor, stored: Tensor) -> None:
         """Add weight decay's part of one step: as meant, and as it changes the stored result; (n,)."""
         if self.decay is None:
@@ -177,6 +188,15 @@ class Ledger:
             if ratio is not None:
                 found.append(WindowedEdq(window=window, edq=ratio[0], low=ratio[1], high=ratio[2]))
         return tuple(found)
+
+    def kept(self, index: int) -> tuple[float, WindowedEdq | None]:
+        """Return the share of updated elements written over before the next step, and the EDQ left then."""
+        part, cluster = self._part(index)
+        ratio = ratio_interval(self.kept_au[part], self.kept_uu[part], cluster) if self.rewrites else None
+        if ratio is None:
+            return 0.0, None
+        share = float(self.rewritten[part].double().mean()) / self.rewrites
+        return share, WindowedEdq(window=1, edq=ratio[0], low=ratio[1], high=ratio[2])
 
     def net_edq(self, index: int) -> float | None:
         """Return stored travel against the shadow's last value; None when the travel is too short.

@@ -92,13 +92,14 @@ class Lineage:
         *,
         on_use: Callable[[Use], None],
         on_rounding: Callable[[Made, Tensor], None],
-        on_rewrite: Callable[[Root, Spot | None], None],
+        on_rewrite: Callable[[Root, Made, Spot | None], None],
     ) -> None:
         self._code = code
         self._on_use, self._on_rounding, self._on_rewrite = on_use, on_rounding, on_rewrite
         self._roots: dict[int, Root] = {}
         self._made: dict[int, Made] = {}
         self._data: dict[int, Memory] = {}
+        self._noise: dict[int, Memory] = {}
         self._written: Tensor | None = None
 
     # ------------------------------------------------------------------ told by the probe
@@ -123,6 +124,8 @@ class Lineage:
         if not any(k is not None for k in known):
             if any(data):
                 self._mark_data(operation, inputs)
+            elif _draws(operation):
+                self._noise.update({storage_key(t): Memory(t) for t in operation.outputs if is_plain(t)})
             return
         name = operation.name
         if name in _USES or self._meets_data(operation, inputs, known, data):
@@ -163,18 +166,25 @@ class Lineage:
                 tensor.dtype,
             )
             self._roots[key] = root
-            self._made.pop(key, None)
+            self._assigned(root, self._made.pop(key, None))
             return root
         if type(tensor) is torch.nn.Parameter:
             self._made.pop(key, None)  # made from another one, by a cast of the model, and not trained
         return self._made.get(key)
 
+    def _assigned(self, root: Root, made: Made | None) -> None:
+        """Note a weight that was given values rounded from its own, by ``.data =``."""
+        parameter = root.alive()
+        if made is not None and _is_coarser(made) and any(r.parameter() is parameter for r in made.roots):
+            self._on_rewrite(root, made, made.spot or (made.entry.inner if made.entry is not None else None))
+
     def _forget(self) -> None:
         for table in (self._roots, self._made):
             for key in [key for key, item in table.items() if item.memory.gone]:
                 del table[key]
-        for key in [key for key, memory in self._data.items() if memory.gone]:
-            del self._data[key]
+        for marked in (self._data, self._noise):
+            for key in [key for key, memory in marked.items() if memory.gone]:
+                del marked[key]
 
     # ------------------------------------------------------------------ what an operation does
 
@@ -241,8 +251,8 @@ class Lineage:
 
     def _rewritten(self, operation: Operation, root: Root, sources: list[Made | Root | None]) -> None:
         for source in sources:
-            if isinstance(source, Made) and root in source.roots and source.values == "rounded":
-                self._on_rewrite(root, self._code.innermost(operation.frame)[0])
+            if isinstance(source, Made) and root in source.roots and _is_coarser(source):
+                self._on_rewrite(root, source, self._code.innermost(operation.frame)[0])
 
     def _record(
         self,
@@ -286,6 +296,8 @@ class Lineage:
             if fresh and _rounds(name, tensor):
                 made.rounded = made
                 made.spot = self._code.innermost(operation.frame)[0]
+        noise = any(storage_key(t) in self._noise for t in inputs)
+        made.random = noise or _draws(operation) or any(k.random for k in made_parents)
         narrow = next((k.narrow for k in made_parents if k.narrow is not None), None)
         made.narrow = tensor.dtype if tensor.dtype in _NARROW else narrow
         return made
@@ -367,6 +379,17 @@ class Lineage:
 
 
 # ---------------------------------------------------------------------- small helpers
+
+
+def _draws(operation: Operation) -> bool:
+    """Tell whether an operation draws random numbers."""
+    return torch.Tag.nondeterministic_seeded in getattr(operation.func, "tags", ())
+
+
+def _is_coarser(made: Made) -> bool:
+    """Tell whether a tensor has a coarser resolution than the parameter it was made from."""
+    narrower = made.narrow is not None and all(r.dtype not in _NARROW for r in made.roots)
+    return made.values == "rounded" or narrower
 
 
 def _is_grid(tensor: Tensor) -> bool:

@@ -98,6 +98,8 @@ class Made:
     terms: dict[Made | Root, float] = field(default_factory=dict)
     #: autograd recorded the operation
     graded: bool = True
+    #: random numbers went into it: stochastic rounding, or noise
+    random: bool = False
     #: a sample of the codes: of what the last rounding, or the last change of codes to others, gave
     codes: Tensor | None = None
 

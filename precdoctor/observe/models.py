@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from precdoctor.observe.forwards import CALL, Forwards
@@ -136,14 +135,13 @@ def _callers(frame: FrameType | None) -> frozenset[int]:
 class Usage:
     """Which modules ran their forward in the first steps, inside which and called where: a global hook.
 
-    It is removed soon: it would make torch.compile's guards fail, so a call of torch.compile ends it.
+    It is removed soon, and at once by a call of torch.compile, whose guards it would make fail (`compiling`).
     """
 
     def __init__(self) -> None:
         self.ran: dict[int, frozenset[int]] | None = None
         self.forwards = Forwards()
         self._handle: Any = None
-        self._compile: Any = None
 
     def start(self) -> None:
         """Begin to take note."""
@@ -156,18 +154,14 @@ class Usage:
                 self.forwards.note(module, sys._getframe(1))
 
         self._handle = nn.modules.module.register_module_forward_pre_hook(note)
-        original = self._compile = torch.compile
 
-        def compile(*args: Any, **kwargs: Any) -> Any:
-            self.stop()
-            self.ran = None
-            return original(*args, **kwargs)
-
-        torch.compile = compile
+    def compiling(self) -> None:
+        """Stop, and claim nothing: what runs inside a compiled graph does not show."""
+        self.stop()
+        self.ran = None
 
     def stop(self) -> None:
         """Remove the hook."""
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
-            torch.compile = self._compile

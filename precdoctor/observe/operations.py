@@ -109,7 +109,6 @@ class OperationProbe:
         self._steps = self._operations = 0
         self._until = _FIRST_STEPS
         self._start = time.perf_counter()
-        self._compile: Any = None
 
     @property
     def looked(self) -> bool:
@@ -124,23 +123,18 @@ class OperationProbe:
     # ------------------------------------------------------------------ life
 
     def attach(self) -> None:
-        """Begin to look. A call of torch.compile ends it: a graph compiled under a mode is another one."""
+        """Begin to look."""
         self._start = time.perf_counter()
-        original = self._compile = torch.compile
-
-        def compile(*args: Any, **kwargs: Any) -> Any:
-            self.stop("operations are not looked at in programs that call torch.compile")
-            return original(*args, **kwargs)
-
-        torch.compile = compile
         self._wake()
+
+    def compiling(self) -> None:
+        """End looking for good: a graph compiled under a mode is another one."""
+        self.stop("operations are not looked at in programs that call torch.compile")
 
     def detach(self) -> None:
         """Look no more."""
         self._ended = True
         self._sleep()
-        if self._compile is not None:
-            torch.compile, self._compile = self._compile, None
 
     def stop(self, why: str) -> None:
         """End looking for good, and say why."""

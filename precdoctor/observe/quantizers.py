@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from precdoctor.evidence import Fidelity, Place, Quantizer
+from precdoctor.observe.fidelity import fidelity, sample
 from precdoctor.observe.frames import Spot, UserCode
 from precdoctor.observe.graph import reach
 from precdoctor.observe.lineage import Lineage, Use
@@ -24,8 +25,6 @@ from precdoctor.observe.watch import Watch
 
 #: elements of a weight that are looked at
 _SAMPLE = 1 << 14
-#: a weight beyond this multiple of the largest used magnitude is clipped; less is rounding of the scale
-_BEYOND = 1.001
 #: parameters larger than this are not quantized again, to see whether what is used is stale
 _REMAKE = 1 << 24
 
@@ -63,6 +62,7 @@ class _Seen:
     arriving: Tensor | None = None
     densities: list[tuple[float, float, float]] = field(default_factory=list)
     rewritten: Spot | None = None
+    random: bool = False
     name: str = ""
     buffer: Made | None = None
     was_trained: bool = False
@@ -100,7 +100,7 @@ class QuantizerWatch:
             arriving, seen.arriving = seen.arriving, None
             if arriving is None or parameter.grad is None or parameter.grad.shape != parameter.shape:
                 continue
-            own = _sample(seen.watch, parameter.grad)
+            own = sample(seen.watch, parameter.grad)
             cosine = float(torch.nn.functional.cosine_similarity(own, arriving, dim=0))
             seen.densities.append(
                 (float((own != 0).double().mean()), float((arriving != 0).double().mean()), cosine)
@@ -122,8 +122,9 @@ class QuantizerWatch:
             flat = flat.view(torch.uint8) if flat.element_size() == 1 else flat.to(torch.float64)
             made.codes = Watch.of(flat.numel(), _SAMPLE).view(flat).reshape(-1).clone()
 
-    def _on_rewrite(self, root: Root, spot: Spot | None) -> None:
-        self._of(root).rewritten = spot
+    def _on_rewrite(self, root: Root, made: Made, spot: Spot | None) -> None:
+        seen = self._of(root)
+        seen.rewritten, seen.random = spot, made.random
 
     def _of(self, root: Root) -> _Seen:
         if root not in self._seen:
@@ -180,11 +181,11 @@ class QuantizerWatch:
             return
         if made.roots != {seen.root}:
             return  # several parameters in one: their own values say nothing of its error
-        weight = _sample(seen.watch, parameter)
+        weight = sample(seen.watch, parameter)
         whole = _as_parameter(use.tensor, made, seen.root)
-        used = _sample(seen.watch, whole)
-        fidelity = self._fidelity(seen, use.step, parameter, used, whole)
-        seen.first, seen.last = seen.first or fidelity, fidelity
+        used = sample(seen.watch, whole)
+        found = fidelity(use.step, parameter.detach(), whole, seen.watch)
+        seen.first, seen.last = seen.first or found, found
         seen.weights = (weight, weight) if seen.weights is None else (seen.weights[0], weight)
         seen.used = (used, used) if seen.used is None else (seen.used[0], used)
         self._note_codes(seen, use.step, made)
@@ -203,31 +204,6 @@ class QuantizerWatch:
             seen.zero_nodes |= found.zero_nodes
             return "zero derivative"
         return "open"
-
-    def _fidelity(self, seen: _Seen, step: int, parameter: Tensor, used: Tensor, whole: Tensor) -> Fidelity:
-        weight = _sample(seen.watch, parameter)
-        error = used - weight
-        finite = torch.isfinite(used)
-        noise, signal = float(error[finite].square().sum()), float(weight[finite].square().sum())
-        size = whole.detach().abs().double()
-        tensor_max = float(size.max())
-        rows = size.flatten(1).amax(1) if size.dim() > 1 else size.max().reshape(1)
-        row = rows.reshape(-1, *([1] * max(size.dim() - 1, 0))).expand(size.shape)
-        largest = _sample(seen.watch, row)
-        above, magnitude = weight.abs(), used.abs()
-        weight_max = float(parameter.detach().abs().max())
-        by_tensor = (magnitude == tensor_max) & (above > _BEYOND * tensor_max)
-        by_row = (magnitude == largest) & (above > _BEYOND * largest) & (largest > 0)
-        clipped = max(float(by_tensor.double().mean()) if tensor_max else 0.0, float(by_row.double().mean()))
-        return Fidelity(
-            step=step,
-            mean_absolute_error=float(error[finite].abs().mean()) if bool(finite.any()) else math.inf,
-            sqnr_db=10 * math.log10(signal / noise) if noise > 0 and signal > 0 else None,
-            clipped_share=clipped,
-            reach=tensor_max / weight_max if weight_max > 0 and math.isfinite(tensor_max) else 1.0,
-            flushed_share=float(((used == 0) & (weight != 0)).double().mean()),
-            non_finite=int((~finite & torch.isfinite(weight)).sum()),
-        )
 
     def _note_codes(self, seen: _Seen, step: int, made: Made) -> None:
         codes = made.codes
@@ -251,7 +227,7 @@ class QuantizerWatch:
                 fresh = _as_parameter(remade(made), made, seen.root)
         except (CannotRemake, RuntimeError):
             return
-        share = float((_sample(seen.watch, fresh) != used).double().mean())
+        share = float((sample(seen.watch, fresh) != used).double().mean())
         seen.stale = max(seen.stale or 0.0, share)
 
     def _arrive(self, seen: _Seen, layout: tuple[tuple[int, ...], ...], made: Made, gradient: Tensor) -> None:
@@ -261,8 +237,8 @@ class QuantizerWatch:
             flat.as_strided(size, stride, offset).copy_(gradient)
             if flat.numel() != seen.root.numel:
                 return
-            sample = _sample(seen.watch, flat.reshape(seen.root.shape))
-            seen.arriving = sample if seen.arriving is None else seen.arriving + sample
+            arrived = sample(seen.watch, flat.reshape(seen.root.shape))
+            seen.arriving = arrived if seen.arriving is None else seen.arriving + arrived
 
     # ------------------------------------------------------------------ afterwards
 
@@ -281,16 +257,16 @@ class QuantizerWatch:
         return tuple(
             self._record(seen, place)
             for seen in sorted(self._seen.values(), key=lambda s: s.name)
-            if seen.steps and seen.name and seen.plain < max(seen.steps)
+            if seen.name and (seen.rewritten is not None or seen.plain < max(seen.steps, default=-1))
         )
 
     def _record(self, seen: _Seen, place: Callable[[Spot | None], Place | None]) -> Quantizer:
         record = Quantizer(
             parameter=seen.name,
-            kind=seen.kind,
+            kind=seen.kind or "plain",
             numel=seen.root.numel,
-            format=seen.format,
-            route=seen.route,
+            format=seen.format or str(seen.root.dtype).removeprefix("torch."),
+            route=seen.route or "open",
             place=place(seen.entry.spot) if seen.entry is not None else None,
             rounding=place(seen.rounding),
             used_at=place(seen.used_at),
@@ -310,6 +286,7 @@ class QuantizerWatch:
             flips_per_step=_mean(seen.flips),
             undone_share=_mean(seen.undone),
             rewritten_at=place(seen.rewritten),
+            rewritten_at_random=seen.random,
         )
         if seen.first_codes is not None and seen.codes and seen.codes[-1][0] > seen.first_codes[0]:
             (start, first), (end, last) = seen.first_codes, seen.codes[-1]
@@ -319,10 +296,6 @@ class QuantizerWatch:
             own, arriving, cosine = (_mean([d[i] for d in seen.densities]) for i in range(3))
             record = replace(record, gradient_density=own, used_density=arriving, gradient_cosine=cosine)
         return record
-
-
-def _sample(watch: Watch, tensor: Tensor) -> Tensor:
-    return watch.view(tensor.detach()).reshape(-1).double().clone()
 
 
 def _layout(tensor: Tensor) -> tuple[tuple[int, ...], ...]:

@@ -295,7 +295,7 @@ class StepMonitor:
     def _snapshot(self, optimizer: torch.optim.Optimizer, pending: _Pending) -> None:
         for index, group in enumerate(optimizer.param_groups):
             for lane in self._lanes_of(optimizer, pending.record, index, group):
-                lane.snapshot(optimizer, gradients=not pending.late)
+                lane.snapshot(optimizer, pending.record.steps + 1, gradients=not pending.late)
                 pending.lanes.append((index, lane))
             self._note_group(pending.record, index, group)
 

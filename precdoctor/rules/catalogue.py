@@ -17,6 +17,7 @@ from precdoctor.rules.stale_optimizer import StaleOptimizer
 from precdoctor.rules.stale_quantized_weight import StaleQuantizedWeight
 from precdoctor.rules.swallowed_update import SwallowedUpdate
 from precdoctor.rules.swallowed_weight_decay import SwallowedWeightDecay
+from precdoctor.rules.truncated_weight import TruncatedWeight
 from precdoctor.rules.vanishing_epsilon import VanishingEpsilon
 
 CATALOGUE: tuple[type[Rule], ...] = (
@@ -25,6 +26,7 @@ CATALOGUE: tuple[type[Rule], ...] = (
     OneSidedUpdate,  # PD103
     SwallowedWeightDecay,  # PD104
     ApproachingFreeze,  # PD105
+    TruncatedWeight,  # PD106
     MissingGradient,  # PD201
     SeveredGradient,  # PD202
     StagnantSecondMoment,  # PD301

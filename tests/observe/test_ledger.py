@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from precdoctor.formats import BFLOAT16
+from precdoctor.formats import BFLOAT16, FLOAT32
 from precdoctor.observe.ledger import Ledger, Segment, ratio_interval
 from precdoctor.observe.watch import RUN, Watch, limit_for
 from tests.reference import updates as reference
@@ -124,3 +124,33 @@ def test_a_step_stands_for_those_before_it_that_were_not_observed() -> None:
 
 def test_nothing_is_foreseen_from_a_rate_of_zero() -> None:
     assert foreseen([(1, 0.0, 0.0)]).histogram(0, "energy per lr").counts == ()
+
+
+@settings(max_examples=20)
+@given(seed=st.integers(0, 2**16), steps=st.integers(2, 20))
+def test_what_is_left_of_updates_when_the_next_step_begins(seed: int, steps: int) -> None:
+    torch.manual_seed(seed)
+    ledger = Ledger([Segment(0, 24, 1)], FLOAT32, torch.float32, torch.device("cpu"))
+    weight = (torch.randn(24) * 8).round() / 8
+    history = []
+    for step in range(steps):
+        update = torch.randn(24) * 0.05
+        if step:
+            ledger.add_rewrite(weight - history[-1][1])
+        after = weight + update
+        ledger.add(weight.clone(), after.clone(), update.double(), 0.0)
+        history.append((weight, after, update))
+        weight = (after * 8).round() / 8
+    share, left = ledger.kept(0)
+
+    expected = reference.kept([tuple(t.tolist() for t in row) for row in history])
+    assert left is not None
+    assert (share, left.edq) == pytest.approx(expected, rel=1e-3, abs=1e-5)
+    assert left.low <= left.edq <= left.high
+
+
+def test_steps_that_were_not_observed_one_after_the_other_say_nothing_of_what_is_left() -> None:
+    ledger = Ledger([Segment(0, 8, 1)], FLOAT32, torch.float32, torch.device("cpu"))
+    ledger.add(torch.zeros(8), torch.ones(8), torch.ones(8).double(), 0.0)
+
+    assert ledger.kept(0) == (0.0, None)

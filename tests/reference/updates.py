@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 
 import torch
 
@@ -47,3 +48,16 @@ def lost(history: list[tuple[list[float], list[float]]]) -> tuple[int, int]:
     """Return the number of lost and of intended updates."""
     pairs = [(a, u) for applied, intended in history for a, u in zip(applied, intended, strict=True)]
     return sum(1 for a, u in pairs if u and not a), sum(1 for _, u in pairs if u)
+
+
+def kept(history: list[tuple[list[float], list[float], list[float]]]) -> tuple[float, float]:
+    """Return the share written over and the EDQ left of (before, after, intended) of successive steps."""
+    above = below = 0.0
+    written = total = 0
+    for (before, after, intended), (following, _, _) in pairwise(history):
+        for b, a, u, n in zip(before, after, intended, following, strict=True):
+            above += (n - b) * u
+            below += u * u
+            written += bool(u) and n != a
+            total += 1
+    return written / total, above / below

@@ -1,0 +1,75 @@
+"""PD106 finds weights that are rounded in place after the step, and only those."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from precdoctor.evidence import Evidence, Parameter, Place, Quantizer, WindowedEdq
+from precdoctor.rules.truncated_weight import TruncatedWeight
+from tests.rules import build
+
+STORE = Place(file="layers.py", line=40)
+
+
+def written(name: str = "weight", **changes: Any) -> Quantizer:
+    values = {"kind": "plain", "numel": 64, "format": "float32", "route": "open", "rewritten_at": STORE}
+    return Quantizer(parameter=name, **{**values, **changes})
+
+
+def trained(
+    name: str = "weight", edq: float = 0.02, high: float | None = None, share: float = 0.9
+) -> Parameter:
+    left = WindowedEdq(window=1, edq=edq, low=edq - 0.02, high=edq + 0.02 if high is None else high)
+    updates = build.updates(rewritten=left, rewritten_share=share)
+    return build.parameter(name, format="float32", updates=updates)
+
+
+def run(*parameters: Parameter, quantizers: tuple[Quantizer, ...] = (written(),)) -> Evidence:
+    return build.evidence(*parameters, quantizers=quantizers)
+
+
+@pytest.mark.parametrize(
+    ("edq", "high", "severity"),
+    [(0.006, None, "error"), (0.66, 0.69, "error"), (0.66, 0.71, "warning"), (0.85, 0.89, "warning")],
+)
+def test_what_is_left_decides_how_grave_it_is(edq: float, high: float | None, severity: str) -> None:
+    (finding,) = TruncatedWeight.criterion(run(trained(edq=edq, high=high)))
+
+    assert (finding.rule, finding.severity) == ("PD106", severity)
+    assert [place.place for place in finding.locations if place.role == "cause"] == [STORE]
+    assert finding.measured["edq"] == edq
+
+
+@pytest.mark.parametrize(
+    "evidence",
+    [
+        run(trained(edq=0.85, high=0.91)),
+        run(trained(share=0.04)),
+        run(trained(), quantizers=()),  # written over by something else: a projection, an average
+        run(trained(), quantizers=(written(rewritten_at=None),)),
+        run(build.parameter(updates=build.updates())),
+    ],
+    ids=["most is left", "hardly written over", "not by its own rounding", "not written over", "unknown"],
+)
+def test_is_silent_where_updates_are_kept_or_written_over_on_purpose(evidence: Evidence) -> None:
+    assert TruncatedWeight.criterion(evidence) == []
+
+
+def test_stochastic_rounding_is_judged_by_its_bias_not_by_its_noise() -> None:
+    stochastic = (written(rewritten_at_random=True),)
+
+    assert TruncatedWeight.criterion(run(trained(edq=0.6), quantizers=stochastic)) == []
+    (finding,) = TruncatedWeight.criterion(run(trained(edq=0.1), quantizers=stochastic))
+    assert finding.severity == "error"
+
+
+def test_weights_written_by_one_line_are_one_finding() -> None:
+    names = ("a.weight", "b.weight", "c.weight", "d.weight")
+    evidence = run(*map(trained, names), quantizers=tuple(map(written, names)))
+
+    (finding,) = TruncatedWeight.criterion(evidence)
+
+    assert tuple(s.name for s in finding.subjects) == names
+    assert "4 weights" in finding.message
