@@ -19,6 +19,7 @@ TREATABLE = frozenset(
     (
         "autocast", "master-weights", "stochastic-rounding", "kahan", "float32-state", "float32-island",
         "group-lr", "reinit", "eps", "beta2", "loss-scaling", "plain-optimizer",
+        "ste", "refresh-cache", "float32-latent", "block-scale", "keep-float32",
     )
 )  # fmt: skip
 

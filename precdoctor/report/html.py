@@ -15,6 +15,9 @@ from markupsafe import Markup
 from precdoctor.evidence import Evidence, Example, Place
 from precdoctor.report import figures, words
 from precdoctor.report.cures import Cure, compared_with, cures, reason, tried, verdict
+from precdoctor.report.quantizer_rows import COLUMNS as QUANTIZER_COLUMNS
+from precdoctor.report.quantizer_rows import KEY as QUANTIZER_KEY
+from precdoctor.report.quantizer_rows import quantizer_rows
 from precdoctor.report.report import Report
 from precdoctor.report.rows import Row, finite, rank, rows, worst_first
 from precdoctor.rules.finding import Finding, Location
@@ -28,6 +31,8 @@ _AROUND = 4
 _MOST_NUMBER_LINES = 24
 #: rows of the table that are there without JavaScript
 _ROWS_WITHOUT_SCRIPT = 40
+#: quantized weights shown
+_MOST_QUANTIZERS = 100
 
 
 def render(report: Report) -> str:
@@ -74,6 +79,10 @@ def _content(report: Report) -> dict[str, Any]:
         "headroom": _svg(figures.headroom_histogram(table, prefix="headroom")),
         "fever": _svg(figures.fever_chart(table, evidence.timeline, prefix="fever")),
         "losses": _svg(figures.loss_curve(evidence.losses, prefix="losses")),
+        "quantizers": quantizer_rows(report)[:_MOST_QUANTIZERS],
+        "quantizers_total": len(quantizer_rows(report)),
+        "quantizer_columns": QUANTIZER_COLUMNS,
+        "quantizer_key": QUANTIZER_KEY,
         "rows": ordered[:_ROWS_WITHOUT_SCRIPT],
         "total": len(table),
         "ill_total": sum(1 for row in table if row.ill),

@@ -10,6 +10,7 @@ from typing import Any
 
 from precdoctor.evidence import Optimizer
 from precdoctor.report.cures import compared_with, cures, tried
+from precdoctor.report.quantizer_rows import QuantizerRow, quantizer_rows
 from precdoctor.report.report import Report
 from precdoctor.report.rows import Row, quantiles, rows
 from precdoctor.rules.finding import Finding
@@ -35,6 +36,7 @@ def document(report: Report) -> dict[str, Any]:
         "findings": [_finding(finding, report.trials) for finding in diagnosis.findings],
         "parameters": [_parameter(row) for row in rows(report)],
         "optimizers": [_optimizer(optimizer) for optimizer in evidence.optimizers],
+        "quantizers": [_quantizer(row) for row in quantizer_rows(report)],
         "trials": [
             {**_trial(trial), "losses": trial.losses}
             for trial in (*compared_with(report.trials), *tried(report.trials))
@@ -125,6 +127,11 @@ def _parameter(row: Row) -> dict[str, Any]:
             "decay": updates.decay and dataclasses.asdict(updates.decay),
         }
     return fields
+
+
+def _quantizer(row: QuantizerRow) -> dict[str, Any]:
+    fields = dataclasses.asdict(row.quantizer)
+    return {"gradient": row.gradient, "rules": row.rules, **fields}
 
 
 def _optimizer(optimizer: Optimizer) -> dict[str, Any]:

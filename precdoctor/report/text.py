@@ -10,6 +10,9 @@ from tabulate import tabulate
 
 from precdoctor.report import trials_text, words
 from precdoctor.report.cures import can_be_tried, cures, tried
+from precdoctor.report.quantizer_rows import COLUMNS as QUANTIZER_COLUMNS
+from precdoctor.report.quantizer_rows import KEY as QUANTIZER_KEY
+from precdoctor.report.quantizer_rows import quantizer_rows
 from precdoctor.report.report import Report
 from precdoctor.report.rows import Row, rows, worst_first
 from precdoctor.report.terminal import COLOURS, clip, heading, showable, symbol, wrap
@@ -35,6 +38,7 @@ def render(report: Report) -> str:
         _vital_signs(report, width),
         *(_finding(finding, report.trials, width) for finding in report.findings),
         trials_text.render(report.trials, width),
+        _quantizers(report, width),
         _parameters(table, width),
         _footer(report, table, width),
     ]
@@ -98,6 +102,29 @@ def _locations(finding: Finding, width: int) -> Iterator[str]:
         shown = clip(line, width) if len(where) + len(label) + 14 < width else line
         head, _, tail = shown.partition(where)
         yield head + click.style(where, fg="cyan") + tail if tail or where in shown else shown
+
+
+def _quantizers(report: Report, width: int) -> str:
+    """Return the table of quantized weights; empty where there are none, or no room for it."""
+    found = quantizer_rows(report)
+    if not found or width < WIDE:
+        return ""
+    shown = found[:WORST]
+    cells = [row.cells for row in shown]
+    taken = sum(
+        max(len(c) + 2, *(len(cell[i]) for cell in cells)) + 2 for i, c in enumerate(QUANTIZER_COLUMNS)
+    )
+    names = [words.short_name(row.quantizer.parameter, width - taken) for row in shown]
+    table = tabulate(
+        [[name, *cell] for name, cell in zip(names, cells, strict=True)],
+        headers=["weight", *QUANTIZER_COLUMNS],
+        tablefmt="simple",
+        disable_numparse=True,
+        colalign=["left", *("left" if c == "gradient" else "right" for c in QUANTIZER_COLUMNS)],
+    )
+    total = words.count(len(found))
+    title = "Quantized weights" if len(shown) == len(found) else f"{WORST} of {total} quantized weights"
+    return "\n".join([heading(title), table, click.style(wrap(QUANTIZER_KEY, width, ""), dim=True)])
 
 
 def _parameters(of: tuple[Row, ...], width: int) -> str:

@@ -90,23 +90,25 @@ class SeveredQuantizer(Rule):
         first = members[0].quantizer
         place = first.place or first.rounding
         call = f"{first.function}()" if first.function else "the quantizer"
+        many = len(members) > 1
+        whom = f"{len(members)} quantized weights" if many else first.parameter
+        them = "them" if many else "it"
         what = {
-            "cut": f"the gradient ends at {call}{at(place)}: {_cut(first.cut_at_entry)}",
+            "cut": f"{call}{at(place)} {_cut(first.cut_at_entry, many)}",
             "zero derivative": (
-                f"{call}{at(place)} leads back through {several(first.zero_nodes) or 'a rounding'} only, "
-                "whose derivative is zero"
+                f"{call}{at(place)} leads back to {them} through "
+                f"{several(first.zero_nodes) or 'a rounding'} only, whose derivative is zero"
             ),
             "scale only": (
-                f"through {call}{at(place)} only the scale is differentiated: "
+                f"through {call}{at(place)} only the scale is differentiated, "
                 f"{percent(first.gradient_density or 0)} of the elements get gradient, with a cosine of "
                 f"{number(first.gradient_cosine)} to that of the used values"
             ),
         }[how]
         text = (
-            f"{who(members)}, {elements(members):,} of {total:,} trainable elements, "
-            f"{'get' if len(members) > 1 else 'gets'} "
-            f"{'almost no' if how == 'scale only' else 'no'} gradient: {what}. {_proof(members, how)}"
-        )
+            f"{whom} {'get' if many else 'gets'} {'almost no' if how == 'scale only' else 'no'} gradient, "
+            f"{elements(members):,} of {total:,} trainable elements: {what}. {_proof(members, how)}"
+        ).strip()
         return Finding(
             rule=cls.id,
             name=cls.name,
@@ -140,10 +142,12 @@ class SeveredQuantizer(Rule):
         )
 
 
-def _cut(at_entry: bool) -> str:
+def _cut(at_entry: bool, many: bool) -> str:
     if at_entry:
-        return "it takes the weight without its history (.data, .detach() or no_grad)"
-    return "what it returns has no history"
+        return (
+            f"takes {'them without their' if many else 'it without its'} history (.data, detach or no_grad)"
+        )
+    return "returns values without history"
 
 
 def _proof(members: Sequence[Quantized], how: str) -> str:

@@ -15,6 +15,8 @@ from precdoctor.rules.wording import at, count, number, percent
 MIN_STALE = 0.02
 #: motion of what is used, as a share of the weight's own, below which it does not follow
 MAX_FOLLOWING = 0.05
+#: motion below which only the sum with the weight was rounded differently
+STILL = 1e-6
 #: steps over which codes must have been seen to say that they do not change
 MIN_SPAN = 50
 #: share of the codes ever changed below which the weight moves in a dead zone (measured: 3.0 %; healthy: 84)
@@ -85,8 +87,8 @@ class StaleQuantizedWeight(Rule):
         text = (
             f"The forward pass uses values of {who(members)} that were {made}{where} "
             f"up to {worst.age_steps:,} optimizer steps before: "
-            f"{worst.parameter} has moved by {number(worst.weight_moved)} of its norm, what is used by "
-            f"{number(worst.used_moved)}"
+            f"{worst.parameter} has moved by {number(worst.weight_moved)} of its norm, what is used "
+            f"{f'by {number(worst.used_moved)}' if worst.used_moved > STILL else 'not at all'}"
         )
         if worst.stale_share is not None:
             text += f"; made anew, {percent(worst.stale_share)} of the values would differ"

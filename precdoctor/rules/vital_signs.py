@@ -181,9 +181,7 @@ def _forward(evidence: Evidence) -> VitalSign:
             name, f"the loss is {evidence.losses[-1][1]}, not finite since step {step:,} at the latest"
         )
     seen = "; weights and loss are finite" if evidence.losses else ""
-    return _unknown(
-        name, f"values inside the model are seen by the operation probe only, which did not run{seen}"
-    )
+    return _unknown(name, f"values inside the model are not judged{seen}")
 
 
 def _loss_scaling(evidence: Evidence) -> VitalSign:
