@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "doctor": "evidence formats numerics observe report rules",
         "program": "",
         "script": "doctor evidence observe program remedies",
-        "reproduce": "evidence formats report rules script",
+        "reproduce": "evidence formats numerics report rules script",
         "remedies": "evidence formats numerics observe rules",
         "treat": "doctor evidence formats numerics observe program remedies report rules script trials",
         "fix": "doctor evidence formats numerics observe program remedies report rules script treat trials",

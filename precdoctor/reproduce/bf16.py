@@ -25,7 +25,7 @@ from precdoctor.reproduce.reading import (
     shares,
     sign,
 )
-from precdoctor.reproduce.scenario import Claim, Options, Outcome, Scenario, Seen, sample_models, scan
+from precdoctor.reproduce.scenario import Claim, Options, Outcome, Scenario, Seen, sample_models, scan, table
 
 #: EDQ (1 = descent as the optimizer meant it) above which a parameter keeps learning; rule PD102 warns below
 _LEARNS_EDQ = 0.9
@@ -133,7 +133,9 @@ def run(out: Path, options: Options) -> Outcome:
         seen[name] = scan(sample / "train.py", argv, out / name)
         click.echo(err=True)
     written = ", ".join(f"{name}.html" for name in seen) + " and the same as .json"
-    return Outcome(claims=claims(sample, seen), written=written)
+    known = claims(sample, seen)
+    text = table(("", SCENARIO.name, "expected", "seen"), known)
+    return Outcome(claims=known, text=text, written=written)
 
 
 SCENARIO = Scenario(

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import click
 
-from precdoctor.reproduce import bf16
-from precdoctor.reproduce.scenario import Options, Scenario, sample_models, table
+from precdoctor.reproduce import bf16, fp4
+from precdoctor.reproduce.scenario import Options, Scenario, sample_models
 
-SCENARIOS: tuple[Scenario, ...] = (bf16.SCENARIO,)
+SCENARIOS: tuple[Scenario, ...] = (bf16.SCENARIO, fp4.SCENARIO)
 
 
 def reproduce(name: str, *, out: Path | None = None, steps: int | None = None, quick: bool = False) -> int:
@@ -34,13 +34,10 @@ def reproduce(name: str, *, out: Path | None = None, steps: int | None = None, q
 
     start = time.perf_counter()
     outcome = scenario.run(out, Options(steps=steps, quick=quick))
-    click.echo(f"{scenario.summary}\n")
-    if outcome.text:
-        click.echo(f"{outcome.text}\n")
-    click.echo(table(scenario.name, outcome.claims))
     held = sum(claim.holds for claim in outcome.claims)
     click.echo(
-        f"\n{held} of {len(outcome.claims)} as expected, after {time.perf_counter() - start:.0f} s."
+        f"{scenario.summary}\n\n{outcome.text}"
+        f"\n\n{held} of {len(outcome.claims)} as expected, after {time.perf_counter() - start:.0f} s."
         f"\nWritten to {out}: {outcome.written}."
         f"\nThe program: {sample_models() / scenario.sample / 'train.py'}"
     )

@@ -53,10 +53,10 @@ class Outcome:
     """What a scenario came to."""
 
     claims: Sequence[Claim]
+    #: what is printed: the table of the claims, and whatever else there is to see
+    text: str
     #: the files that it wrote, in words
     written: str
-    #: printed above the claims
-    text: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,26 +81,39 @@ def sample_models() -> Path:
 
 
 def scan(script: Path, argv: Iterable[str], stem: Path) -> Seen:
-    """Scan the script in a process of its own, to its end, and return what was seen."""
-    files = {
-        option: stem.with_name(stem.name + suffix)
-        for option, suffix in (("--json", ".json"), ("--html", ".html"), ("--save", ".evidence.json"))
-    }
-    command = [sys.executable, "-m", "precdoctor", "scan", "--steps", "all", "--every", "1"]
-    command += ["--fail-on", "never"]
-    for option, file in files.items():
+    """Scan the script in a process of its own, every step to its end, and return what was seen."""
+    command = scan_command(script, argv, stem, "--steps", "all", "--every", "1")
+    code = subprocess.run(command, check=False).returncode
+    if code or not all(file.is_file() for file in _files(stem).values()):
+        raise click.ClickException(f"{script} under observation ended with exit code {code}")
+    return read_scan(stem)
+
+
+def scan_command(script: Path, argv: Iterable[str], stem: Path, *options: str) -> list[str]:
+    """Return the command that scans the script and writes what `read_scan` reads."""
+    command = [sys.executable, "-m", "precdoctor", "scan", *options, "--fail-on", "never"]
+    for option, file in _files(stem).items():
         file.unlink(missing_ok=True)  # nothing of an earlier run passes for this one's
         command += [option, str(file)]
-    code = subprocess.run([*command, str(script), *argv], check=False).returncode
-    if code or not all(file.is_file() for file in files.values()):
-        raise click.ClickException(f"{script} under observation ended with exit code {code}")
+    return [*command, str(script), *argv]
+
+
+def read_scan(stem: Path) -> Seen:
+    """Return what a scan wrote."""
+    files = _files(stem)
     document: dict[str, Any] = json.loads(files["--json"].read_text(encoding="utf-8"))
     losses = evidence.load(files["--save"]).losses
     return Seen(report=document, losses=tuple(loss for _, loss in losses))
 
 
-def table(heading: str, claims: Iterable[Claim]) -> str:
-    """Return the claims as a table, a mark before each."""
+def _files(stem: Path) -> dict[str, Path]:
+    """Return the files that a scan writes, by the option that names them."""
+    suffixes = (("--json", ".json"), ("--html", ".html"), ("--save", ".evidence.json"))
+    return {option: stem.with_name(stem.name + suffix) for option, suffix in suffixes}
+
+
+def table(headers: Sequence[str], claims: Iterable[Claim], *, widths: Sequence[int] = (38, 24, 38)) -> str:
+    """Return the claims as a table, a mark before each; ``widths`` are those of the other columns."""
     rows = [
         (
             click.style("✓", fg="green") if claim.holds else click.style("✗", fg="red", bold=True),
@@ -110,4 +123,4 @@ def table(heading: str, claims: Iterable[Claim]) -> str:
         )
         for claim in claims
     ]
-    return tabulate(rows, headers=("", heading, "expected", "seen"), maxcolwidths=[None, 38, 24, 38])
+    return tabulate(rows, headers=headers, maxcolwidths=[None, *widths], disable_numparse=True)
