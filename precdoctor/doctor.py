@@ -19,19 +19,18 @@ from torch import Tensor, nn
 
 from precdoctor.evidence import Backward, Cast, Evidence, Forward, Parameter, Place, Run, Scaler
 from precdoctor.observe import assemble
-from precdoctor.observe.clipping import ClippingWatch
 from precdoctor.observe.frames import Spot, UserCode
 from precdoctor.observe.graph import reach
+from precdoctor.observe.instruments import Instruments
 from precdoctor.observe.lane import Lane
 from precdoctor.observe.models import Usage
-from precdoctor.observe.operations import Instrument, OperationProbe
+from precdoctor.observe.operations import OperationProbe
 from precdoctor.observe.patches import Patches
-from precdoctor.observe.predictions import PredictionWatch
-from precdoctor.observe.quantizers import QuantizerWatch
 from precdoctor.observe.registry import Registry
 from precdoctor.observe.schedules import future, live_schedulers
 from precdoctor.observe.source import Source
 from precdoctor.observe.steps import Record, Schedule, StepMonitor, apart
+from precdoctor.observe.ties import TieWatch
 from precdoctor.observe.watch import is_plain
 from precdoctor.observe.wrapping import inner
 
@@ -81,11 +80,8 @@ class Doctor:
             raise ValueError(f"watch must be 0 (all) or more, not {watch}")
         self._provenance, self._on_step = provenance, on_step
         code = provenance.code if provenance is not None else UserCode()
-        self._quantizers = QuantizerWatch(code)
-        self._clipping = ClippingWatch(code, lambda t: self._quantizers.lineage.made(t) is not None)
-        self._predictions = PredictionWatch(code)
-        instruments: list[Instrument] = [self._quantizers, self._clipping, self._predictions]
-        self._probe = OperationProbe(instruments) if probe else None
+        self._instruments = Instruments(code)
+        self._probe = OperationProbe(self._instruments.all) if probe else None
         self._monitor = StepMonitor(
             Schedule(every=every, budget=budget, stride=stride),
             watch=watch,
@@ -97,6 +93,7 @@ class Doctor:
             on_step=self._after_step,
         )
         self._registry = Registry(model, provenance)
+        self._ties = TieWatch(code, provenance)
         self._usage = Usage() if probe else None
         self._patches = Patches()
         self._future: dict[int, dict[int, tuple[tuple[int, float], ...]]] = {}
@@ -133,6 +130,7 @@ class Doctor:
         self._end = time.perf_counter()
         self._monitor.detach()
         self._patches.undo()
+        self._ties.homes.detach()
         if self._usage is not None:
             self._usage.stop()
         if self._probe is not None:
@@ -148,6 +146,7 @@ class Doctor:
         self._started_at = datetime.datetime.now().astimezone()
         self._start = time.perf_counter()
         self._monitor.attach()
+        self._ties.homes.attach()
         if self._usage is not None and self._probe is not None:
             self._usage.start()
             self._probe.attach()
@@ -185,6 +184,7 @@ class Doctor:
                 self._usage.stop()
                 self._registry.ran = self._usage.ran
             self.look(schedules=False)
+            self._monitor.quietly(lambda: self._ties.look(self._registry.models, self._monitor.steps))
 
     def _after_step(self, steps: int) -> None:
         if self._on_step is None:
@@ -200,8 +200,7 @@ class Doctor:
         live = [(r, o) for r in self._monitor.records if (o := r.optimizer()) is not None]
         quietly = self._monitor.quietly
         quietly(lambda: self._registry.look([(record.index, optimizer) for record, optimizer in live]))
-        quietly(lambda: self._quantizers.look(self._registry.models))
-        quietly(lambda: self._clipping.look(self._registry.models))
+        quietly(lambda: self._instruments.look(self._registry.models))
         quietly(self._resolve_walks)
         if schedules:
             quietly(lambda: self._look_ahead(live))
@@ -304,9 +303,8 @@ class Doctor:
             backward=self._backward,
             forwards=self._forwards(),
             scalers=self._scalers,
-            quantizers=self._quantizers.evidence(self._place),
-            data_quantizers=self._clipping.evidence(self._place),
-            predictions=self._predictions.evidence(self._place),
+            **self._instruments.evidence(self._place),
+            ties=self._ties.evidence(self._place),
             probed=self._probe is not None and self._probe.looked,
             losses=_loss_values(self._losses),
             timeline=timeline,

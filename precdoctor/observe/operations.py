@@ -20,11 +20,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 #: optimizer steps at whose beginning the probe is awake for the first time, and those at which it wakes again
 _FIRST_STEPS = 3
-_WAKES = (10, 30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000)
+_WAKES = frozenset(
+    (5, 10, 20, 30, 50, 70)
+    + tuple(step * 10**power for power in (2, 3, 4, 5) for step in (1, 1.5, 2, 3, 5, 7))
+)
 #: steps for which it stays awake then: two, so that what changes from one to the next is seen
 _AWAKE = 2
 #: operations looked at in one step; a longer step is seen up to there
-_MOST_OPERATIONS = 20_000
+_MOST_OPERATIONS = 100_000
 
 
 class Operation:

@@ -1,0 +1,41 @@
+"""All instruments of the operation probe: made here, asked here for what they saw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from precdoctor.evidence import Place
+from precdoctor.observe.clipping import ClippingWatch
+from precdoctor.observe.frames import Spot, UserCode
+from precdoctor.observe.models import Models
+from precdoctor.observe.operations import Instrument
+from precdoctor.observe.predictions import PredictionWatch
+from precdoctor.observe.quantizers import QuantizerWatch
+
+
+class Instruments:
+    """The instruments, in the order in which they look at an operation."""
+
+    def __init__(self, code: UserCode) -> None:
+        self.quantizers = QuantizerWatch(code)
+        self.clipping = ClippingWatch(code, lambda t: self.quantizers.lineage.made(t) is not None)
+        self.predictions = PredictionWatch(code)
+
+    @property
+    def all(self) -> tuple[Instrument, ...]:
+        """Return them all."""
+        return self.quantizers, self.clipping, self.predictions
+
+    def look(self, models: Models) -> None:
+        """Note the names of what was seen while it lives."""
+        self.quantizers.look(models)
+        self.clipping.look(models)
+
+    def evidence(self, place: Callable[[Spot | None], Place | None]) -> dict[str, Any]:
+        """Return what was seen, by the field of `Evidence`."""
+        return {
+            "quantizers": self.quantizers.evidence(place),
+            "data_quantizers": self.clipping.evidence(place),
+            "predictions": self.predictions.evidence(place),
+        }
