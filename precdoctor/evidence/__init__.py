@@ -25,6 +25,7 @@ from precdoctor.evidence.records import (
     Weight,
     WindowedEdq,
 )
+from precdoctor.evidence.ties import Tie
 
 __all__ = [
     "SCHEMA",
@@ -51,6 +52,7 @@ __all__ = [
     "Run",
     "Scaler",
     "State",
+    "Tie",
     "Updates",
     "Weight",
     "WindowedEdq",

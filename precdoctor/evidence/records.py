@@ -12,6 +12,7 @@ from precdoctor.evidence.histogram import Binades, Histogram
 from precdoctor.evidence.place import Place
 from precdoctor.evidence.predictions import Predictions
 from precdoctor.evidence.quantizers import DataQuantizer, Quantizer
+from precdoctor.evidence.ties import Tie
 
 SCHEMA = "precdoctor.evidence/1"
 
@@ -368,6 +369,8 @@ class Evidence:
     data_quantizers: tuple[DataQuantizer, ...] = ()
     #: predictions behind the losses of training passes, one per line that computes one
     predictions: tuple[Predictions, ...] = ()
+    #: parameters that were registered in two places, where there are two tensors now
+    ties: tuple[Tie, ...] = ()
     #: the operation probe looked at forward passes
     probed: bool = False
     #: (step, loss) at the recorded backward passes

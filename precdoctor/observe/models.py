@@ -86,6 +86,12 @@ class Models:
                         return stripped(f"{prefix}.{name}" if prefix else name)
         return ""
 
+    def walk(self) -> Iterator[tuple[nn.Module, str, nn.Module]]:
+        """Yield (root, prefix, module) for every live module, each once for its root."""
+        for root in self._roots():
+            for prefix, module in _walk(root):
+                yield root, prefix, module
+
     def module_names(self) -> dict[int, str]:
         """Return the qualified names of all live modules by identity; of a root, its class."""
         names: dict[int, str] = {}
