@@ -20,10 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 #: optimizer steps at whose beginning the probe is awake for the first time, and those at which it wakes again
 _FIRST_STEPS = 3
-_WAKES = frozenset(
-    (5, 10, 20, 30, 50, 70)
-    + tuple(step * 10**power for power in (2, 3, 4, 5) for step in (1, 1.5, 2, 3, 5, 7))
-)
+_WAKES = frozenset(int(step * 10**power) for power in (1, 2, 3, 4, 5) for step in (1, 1.5, 2, 3, 5, 7)) | {5}
 #: steps for which it stays awake then: two, so that what changes from one to the next is seen
 _AWAKE = 2
 #: operations looked at in one step; a longer step is seen up to there

@@ -53,9 +53,10 @@ class SeveredQuantizer(Rule):
 
     ## Blind spots
 
-    Quantizers are looked for in the first steps, and again at steps 10, 30, 100 and so on. Weights that are
-    frozen on purpose (`requires_grad` False, as below adapters) are no finding. Quantization inside a
-    compiled graph, or in an operation that takes weight and data at once, is not seen.
+    Quantizers are looked for in the first steps, and ever more rarely later (steps 5, 10, 15, 20, 30, 50,
+    ...). Weights that are frozen on purpose (`requires_grad` False, as below adapters) are no finding.
+    Quantization inside a compiled graph, or in an operation that takes weight and data at once, is not
+    seen.
 
     ## Remedies
 

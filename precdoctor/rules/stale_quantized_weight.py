@@ -50,9 +50,9 @@ class StaleQuantizedWeight(Rule):
 
     ## Blind spots
 
-    Looked at in the first steps, and at steps 10, 30, 100 and so on. A learning rate that is too low for any
-    format looks like a dead zone: run the program once without the quantizer, and if the loss is the
-    same it is the learning rate.
+    Looked at in the first steps, and ever more rarely later (steps 5, 10, 15, 20, 30, 50, ...). A learning
+    rate that is too low for any format looks like a dead zone: run the program once without the quantizer,
+    and if the loss is the same it is the learning rate.
 
     ## Remedies
 

@@ -49,7 +49,7 @@ class TruncatedWeight(Rule):
     ## Blind spots
 
     Needs steps observed one after the other, as the first ten are, and the operation probe, which sees what
-    is written in the first steps and at steps 10, 30, 100 and so on.
+    is written in the first steps and ever more rarely later (steps 5, 10, 15, 20, 30, 50, ...).
 
     ## Remedies
 
