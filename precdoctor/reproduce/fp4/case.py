@@ -16,8 +16,6 @@ from precdoctor.reproduce.fp4 import diagnosis, runs, sentences, tables
 from precdoctor.reproduce.processes import cores, side_by_side
 from precdoctor.reproduce.scenario import Claim, Options, Outcome, Scenario, Seen, sample_models, table
 
-WIDTH = 98
-
 
 def run(out: Path, options: Options) -> Outcome:
     """Run everything side by side, and say what it shows."""
@@ -49,9 +47,9 @@ def text(m: runs.Measured, nine: Sequence[Claim], said: Sequence[Claim]) -> str:
         "precdoctor scan, the model as reported": _scanned(m.reported),
         "precdoctor scan, with a straight-through estimator": _scanned(m.twin),
         "precdoctor treat": _treated(m.treated["trials"]),
-        "Nine things that a good diagnosis says": table(("", "", "known", "here"), nine, widths=(40, 26, 28)),
+        "Nine things that a good diagnosis says": table(("", "", "known", "here"), nine, widths=(38, 26, 27)),
         "The report, sentence by sentence": table(
-            ("", "it says", "known to be", "because here"), said, widths=(38, 11, 44)
+            ("", "it says", "is", "because here"), said, widths=(38, 9, 44)
         ),
     }
     return "\n\n".join(f"{heading(title)}\n\n{section}" for title, section in sections.items())
@@ -60,12 +58,18 @@ def text(m: runs.Measured, nine: Sequence[Claim], said: Sequence[Claim]) -> str:
 def _scanned(seen: Seen) -> str:
     """Return the verdict and the findings of a scan."""
     report = seen.report
-    lines = [wrap(f"{report['verdict']}: {report['summary']}", WIDTH, "  ", f"{symbol(report['verdict'])} ")]
+    verdict = report["verdict"] if report["findings"] else f"{report['verdict']}: {report['summary']}"
+    lines = [wrap(verdict, tables.WIDTH, "  ", f"{symbol(report['verdict'])} ")]
     for finding in report["findings"]:
         first = f"{symbol(finding['severity'])} {finding['rule']} {finding['name']}: "
-        lines.append(wrap(finding["message"], WIDTH, "  ", first))
+        lines.append(wrap(finding["message"], tables.WIDTH, "  ", first))
         lines += [
-            wrap(f"{place['file']}:{place['line']}  {place['code']}", WIDTH, "    ", f"  {place['role']}: ")
+            wrap(
+                f"{place['file']}:{place['line']}  {place['code']}",
+                tables.WIDTH,
+                "    ",
+                f"  {place['role']}: ",
+            )
             for place in finding["locations"]
             if place["role"] == "cause"
         ]
@@ -81,7 +85,9 @@ def _treated(trials: Sequence[Mapping[str, Any]]) -> str:
     for trial in trials:
         loss = "" if trial["loss_last"] is None else f", loss {trial['loss_last']:.3f}"
         outcome = f": {trial['outcome']}" if trial["outcome"] else ""
-        lines.append(wrap(f"{trial['label']}{outcome}{loss}. {trial['why'] or ''}", WIDTH, "    ", "  "))
+        lines.append(
+            wrap(f"{trial['label']}{outcome}{loss}. {trial['why'] or ''}", tables.WIDTH, "    ", "  ")
+        )
     return "\n".join(lines)
 
 

@@ -7,11 +7,14 @@ from collections.abc import Sequence
 
 from tabulate import tabulate
 
+from precdoctor.report.terminal import wrap
 from precdoctor.report.words import percent
 from precdoctor.reproduce.fp4.diagnosis import gap_closed, with_packed_copy
 from precdoctor.reproduce.fp4.runs import REPORTED_FORMAT, Measured, Training
 from precdoctor.reproduce.fp4.sentences import MEAN_MAGNITUDE
 
+#: characters of a line
+WIDTH = 98
 #: tokens of the report's vocabulary and of ours; the loss of guessing is their logarithm
 VOCABULARY, OUR_VOCABULARY = 49_152, 1024
 
@@ -52,7 +55,7 @@ def beside(m: Measured) -> str:
             f"frozen weights; with a gradient it grows to {cured.errors[-1]:.6f}",
         ),
         (
-            "of the weights",
+            "relative error",
             "0.1-1 %",
             percent(relative),
             f"SQNR {fidelity['sqnr_db']:.1f} dB, at the report's size",
@@ -61,7 +64,7 @@ def beside(m: Measured) -> str:
             "time of training",
             "-10.7 %",
             _change(run.seconds, baseline.seconds),
-            f"of {_change(1 + flops, 1)} FLOPs: no gradients of weights",
+            f"{percent(-flops)} fewer FLOPs: no gradients of weights",
         ),
         (
             "memory of weights",
@@ -78,21 +81,24 @@ def recipes(m: Measured) -> str:
     rows = [
         (
             name,
-            f"{run.updates:,}" if run.history[-1]["update"] else "-",
             f"{run.loss:.3f}",
-            percent(run.accuracy),
-            percent(gap_closed(m, name)) if run.updates == m.trained["untied"].updates else "",
+            _share(run.accuracy),
+            _share(gap_closed(m, name)) if run.updates == m.trained["untied"].updates else "",
             f"{run.honest_loss:.2f}",
-            percent(run.honest_accuracy),
+            _share(run.honest_accuracy),
             _errors(run),
             f"{run.sqnr_db[-1]:.1f}" if run.sqnr_db else "",
             f"{run.seconds:.0f}" if run.seconds else "",
         )
         for name, run in m.trained.items()
     ]
-    heads = ("run", "updates", "loss", "right", "closed", "loss*", "right*", "quantization error", "dB", "s")
-    key = "closed: of the gap in loss from fp4-reported to untied.  *: on unseen text.  s: of one core."
-    return f"{_table(rows, heads, None, right=range(1, 10))}\n{key}"
+    heads = ("run", "loss", "acc", "gap", "loss*", "acc*", "error", "dB", "s")
+    key = (
+        f"{m.trained['untied'].updates:,} updates{_fewer(m)}.  acc: share of right predictions.  gap: in "
+        "loss, closed from fp4-reported to untied.  *: on unseen text.  error: of quantization, mean of "
+        "magnitudes; dB: its SQNR.  s: of one core."
+    )
+    return f"{_table(rows, heads, None, right=range(1, 9))}\n{wrap(key, WIDTH, '')}"
 
 
 def memory(m: Measured) -> str:
@@ -114,7 +120,8 @@ def memory(m: Measured) -> str:
     ]
     heads = ("MB of weights", "here", "on tied", "report's size", "on tied", "on untied")
     table = _table(rows, heads, None, right=range(1, 6))
-    return f"{table}\nWith gradients and AdamW's state, at the report's size: {', '.join(training)}."
+    key = f"With gradients and AdamW's state, at the report's size: {', '.join(training)}."
+    return f"{table}\n{wrap(key, WIDTH, '')}"
 
 
 def formats(m: Measured) -> str:
@@ -155,11 +162,29 @@ def _memory_row(what: str, here: float, full: float, m: Measured) -> tuple[str, 
     )
 
 
+def _fewer(m: Measured) -> str:
+    """Return which runs are shorter than the main ones."""
+    main = m.trained["untied"].updates
+    shorter = {
+        name if name == "cpu-fallback" else f"{name.partition('-')[0]}-*": run.updates
+        for name, run in m.trained.items()
+        if run.updates < main
+    }
+    return "".join(f", {name} {updates:,}" for name, updates in shorter.items())
+
+
 def _errors(run: Training) -> str:
     if not run.errors:
         return ""
     first, last = run.errors[0], run.errors[-1]
-    return f"{last:.7f}" if first == last else f"{first:.5f} -> {last:.5f}"
+    if first == last:
+        return f"{last:.7f}" if last else "0"
+    return f"{first:.4f} to {last:.4f}"
+
+
+def _share(value: float) -> str:
+    """Return a share in percent, always with one decimal: for columns."""
+    return f"{100 * value:.1f} %"
 
 
 def _change(value: float, base: float) -> str:
