@@ -27,6 +27,8 @@ Replay = Literal["elementwise", "whole tensor", "none"]
 WHOLE_BUDGET = 1 << 21
 #: observed steps in which weight decay is told apart (it takes three more replays)
 _DECAY_STEPS = 12
+#: pairs of successive steps in which is looked for what is written over between them
+_REWRITES = 64
 _PLAIN = (Tensor, nn.Parameter)
 
 
@@ -91,7 +93,8 @@ class Lane:
         """Fetch what step ``number`` is about to change. Without ``gradients`` they are fetched after it."""
         parameters = self.alive()
         before = self._before.fetch(parameters)
-        if self._last_step is not None and self._last_step == number - 1 and self.replay != "none":
+        follows = self._last_step is not None and self._last_step == number - 1
+        if follows and self.replay != "none" and self.ledger.rewrites < _REWRITES:
             self.ledger.add_rewrite(before - self._after.values)
         if gradients:
             self._fetch_gradients(optimizer, parameters)
