@@ -1,0 +1,62 @@
+"""What a forward pass used of a weight, compared with the weight: noise, clipping, flushing to zero."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from precdoctor.evidence import Fidelity
+from precdoctor.observe.watch import Watch
+
+#: a weight beyond this multiple of the largest used magnitude is clipped; less is rounding of the scale
+_BEYOND = 1.001
+
+
+def sample(watch: Watch, tensor: Tensor) -> Tensor:
+    """Return a float64 copy of the watched elements of a tensor, as a vector."""
+    return watch.view(tensor).reshape(-1).double().clone()
+
+
+def fidelity(step: int, parameter: Tensor, used: Tensor, watch: Watch) -> Fidelity:
+    """Compare the used values with the parameter, both of one shape, after ``step`` optimizer steps.
+
+    Shares and the error are of the watched elements; the largest magnitudes are those of the whole tensors.
+    """
+    weight, seen = sample(watch, parameter), sample(watch, used)
+    finite = torch.isfinite(seen)
+    error = (seen - weight)[finite]
+    noise, signal = float(error.square().sum()), float(weight[finite].square().sum())
+    size = used.detach().double().abs()
+    eps = torch.finfo(used.dtype).eps if used.is_floating_point() else 0.0
+    tensor_max, weight_max = float(size.max()), float(parameter.detach().abs().max())
+    return Fidelity(
+        step=step,
+        mean_absolute_error=float(error.abs().mean()) if bool(finite.any()) else math.inf,
+        sqnr_db=10 * math.log10(signal / noise) if noise > 0 and signal > 0 else None,
+        clipped_share=_clipped_share(weight, seen, size, watch, eps),
+        reach=tensor_max / weight_max if weight_max > 0 and math.isfinite(tensor_max) else 1.0,
+        flushed_share=float(((seen == 0) & (weight != 0)).double().mean()),
+        non_finite=int((~finite & torch.isfinite(weight)).sum()),
+    )
+
+
+def _clipped_share(weight: Tensor, seen: Tensor, size: Tensor, watch: Watch, eps: float) -> float:
+    """Return the share of the weights beyond the last code of their tensor, or of their row, that got it.
+
+    Where all codes but 0 have one magnitude (signs, ternary weights), there is no range to leave.
+    """
+    rows = size.flatten(1) if size.dim() > 1 else size.reshape(1, -1)
+    shares = [0.0]
+    for largest in (rows.amax().expand(len(rows), 1), rows.amax(1, keepdim=True)):
+        # w + (q - w) differs from q by a rounding of either
+        tolerance = 2 * eps * largest
+        inside = (rows > tolerance) & (rows < largest - tolerance)
+        has_range = inside.any() if len(shares) == 1 else inside.any(1, keepdim=True)
+        last = sample(watch, largest.expand(rows.shape).reshape(size.shape))
+        ranged = sample(watch, (has_range & (largest > 0)).expand(rows.shape).reshape(size.shape))
+        near = seen.abs() >= last - 2 * eps * (last + weight.abs())
+        clipped = near & (weight.abs() > _BEYOND * last) & (ranged > 0)
+        shares.append(float(clipped.double().mean()))
+    return max(shares)
