@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from precdoctor.rules.approaching_freeze import ApproachingFreeze
+from precdoctor.rules.broken_tie import BrokenTie
+from precdoctor.rules.context_free_plateau import ContextFreePlateau
 from precdoctor.rules.frozen_parameter import FrozenParameter
 from precdoctor.rules.missing_gradient import MissingGradient
 from precdoctor.rules.one_sided_update import OneSidedUpdate
@@ -37,4 +39,6 @@ CATALOGUE: tuple[type[Rule], ...] = (
     StaleQuantizedWeight,  # PD602
     QuantizationNoise,  # PD603
     SaturatedQuantizer,  # PD604
+    BrokenTie,  # PD605
+    ContextFreePlateau,  # PD606
 )
