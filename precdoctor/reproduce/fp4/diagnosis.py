@@ -119,21 +119,16 @@ def _not_noise(m: Measured) -> Iterator[Claim]:
 
 
 def _cured(m: Measured) -> Iterator[Claim]:
-    healthy = m.trained["untied"]
-    for run, name in {
-        "ste-bnb-fp4": "FP4 of bitsandbytes",
+    yield _reaches_float32("loss with w + (Q(w) - w).detach()", m.trained["ste-bnb-fp4"], m.trained["untied"])
+    for recipe, name in {
         "ste-nvfp4": "NVFP4",
         "ste-mxfp4": "MXFP4",
         "ste-nf4": "NF4",
         "ste-int8": "INT8",
     }.items():
-        if m.has(run):
-            yield claim(
-                f"loss with w + (Q(w) - w).detach(), {name}",
-                f"within {EQUAL_LOSS} of float32",
-                _beside(m.trained[run], healthy, "float32"),
-                holds=m.trained[run].loss - healthy.loss < EQUAL_LOSS,
-            )
+        if m.has(f"short-{recipe}", "short-untied"):
+            run, healthy = m.trained[f"short-{recipe}"], m.trained["short-untied"]
+            yield _reaches_float32(f"... {name}, {run.updates} updates", run, healthy)
     yield claim("the doctor's verdict on it", "healthy", m.twin.report["verdict"])
     tried = next((trial for trial in m.treated["trials"] if trial["remedy"] == "ste"), None)
     if tried:
@@ -248,8 +243,13 @@ def _on_cuda_only(m: Measured) -> Iterator[Claim]:
     )
 
 
-def _beside(run: Training, other: Training, name: str) -> str:
-    return f"{run.loss:.3f}; {name} {other.loss:.3f}"
+def _reaches_float32(what: str, run: Training, healthy: Training) -> Claim:
+    return claim(
+        what,
+        f"within {EQUAL_LOSS} of float32",
+        f"{run.loss:.3f}; float32 {healthy.loss:.3f}",
+        holds=run.loss - healthy.loss < EQUAL_LOSS,
+    )
 
 
 def _change(value: float, base: float) -> str:

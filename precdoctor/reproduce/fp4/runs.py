@@ -25,11 +25,13 @@ CLEAN_TOKENS = 100_000
 MAIN = (
     "fp4-reported", "baseline", "untied", "ste-bnb-fp4", "severed-none", "severed-int8", "severed-low-lr",
     "severed-high-lr", "severed-retied", "severed-head", "severed-blocks",
-    "ste-nvfp4", "ste-mxfp4", "ste-nf4", "ste-int8",
 )  # fmt: skip
 QUICK_MAIN = MAIN[:7]
-#: trained for `SHORT_UPDATES`: which layers are sensitive
-SHORT = ("untied", "ste-bnb-fp4", "ste-float32-attention", "ste-float32-ffn", "ste-float32-head")
+#: trained for `SHORT_UPDATES`: other formats, and which layers are sensitive
+SHORT = (
+    "untied", "ste-bnb-fp4", "ste-nvfp4", "ste-mxfp4", "ste-nf4", "ste-int8",
+    "ste-float32-attention", "ste-float32-ffn", "ste-float32-head",
+)  # fmt: skip
 #: trained for `SHORT_UPDATES`, on all of the text but for a part of its own
 CLEAN = ("untied", "ste-bnb-fp4", "fp4-reported")
 #: evaluations of a run, and the recipes of which a quick one needs as many
