@@ -7,10 +7,11 @@ from pathlib import Path
 
 import click
 
-from precdoctor.reproduce import bf16, fp4
+from precdoctor.report.terminal import showable
+from precdoctor.reproduce import bf16, fp4, order
 from precdoctor.reproduce.scenario import Options, Scenario, sample_models
 
-SCENARIOS: tuple[Scenario, ...] = (bf16.SCENARIO, fp4.SCENARIO)
+SCENARIOS: tuple[Scenario, ...] = (bf16.SCENARIO, fp4.SCENARIO, order.SCENARIO)
 
 
 def reproduce(name: str, *, out: Path | None = None, steps: int | None = None, quick: bool = False) -> int:
@@ -35,10 +36,11 @@ def reproduce(name: str, *, out: Path | None = None, steps: int | None = None, q
     start = time.perf_counter()
     outcome = scenario.run(out, Options(steps=steps, quick=quick))
     held = sum(claim.holds for claim in outcome.claims)
-    click.echo(
+    text = (
         f"{scenario.summary}\n\n{outcome.text}"
         f"\n\n{held} of {len(outcome.claims)} as expected, after {time.perf_counter() - start:.0f} s."
         f"\nWritten to {out}: {outcome.written}."
         f"\nThe program: {sample_models() / scenario.sample / 'train.py'}"
     )
+    click.echo(showable(text))
     return int(held < len(outcome.claims))
