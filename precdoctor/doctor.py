@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from precdoctor.evidence import Backward, Cast, Evidence, Forward, Parameter, Place, Run, Scaler
 from precdoctor.observe import assemble
+from precdoctor.observe.compiling import CompileWatch
 from precdoctor.observe.frames import Spot, UserCode
 from precdoctor.observe.graph import reach
 from precdoctor.observe.instruments import Instruments
 from precdoctor.observe.lane import Lane
 from precdoctor.observe.models import Usage
-from precdoctor.observe.operations import OperationProbe
-from precdoctor.observe.patches import Patches
+from precdoctor.observe.probe import OperationProbe
 from precdoctor.observe.registry import Registry
 from precdoctor.observe.schedules import future, live_schedulers
 from precdoctor.observe.source import Source
@@ -95,7 +95,7 @@ class Doctor:
         self._registry = Registry(model, provenance)
         self._ties = TieWatch(code, provenance)
         self._usage = Usage() if probe else None
-        self._patches = Patches()
+        self._compile = CompileWatch(self._on_compile)
         self._future: dict[int, dict[int, tuple[tuple[int, float], ...]]] = {}
         self._scalers: tuple[Scaler, ...] = ()
         self._backward: Backward | None = None
@@ -129,7 +129,7 @@ class Doctor:
         self._attached = False
         self._end = time.perf_counter()
         self._monitor.detach()
-        self._patches.undo()
+        self._compile.detach()
         self._ties.homes.detach()
         if self._usage is not None:
             self._usage.stop()
@@ -150,7 +150,7 @@ class Doctor:
         if self._usage is not None and self._probe is not None:
             self._usage.start()
             self._probe.attach()
-            self._patches.wrap(torch, "compile", self._around_compile)
+            self._compile.attach()
         if self._provenance is not None:
             self._provenance.on_backward(self._on_backward)
         return self
@@ -162,14 +162,10 @@ class Doctor:
 
     # ------------------------------------------------------------------ while it runs
 
-    def _around_compile(self, original: Any) -> Any:
-        def compile(*args: Any, **kwargs: Any) -> Any:
-            if self._usage is not None and self._probe is not None:
-                self._usage.compiling()
-                self._probe.compiling()
-            return original(*args, **kwargs)
-
-        return compile
+    def _on_compile(self) -> None:
+        if self._usage is not None and self._probe is not None:
+            self._usage.compiling()
+            self._probe.compiling()
 
     def _on_lane(self, lane: Lane) -> None:
         for reference in lane.parameters:

@@ -25,7 +25,8 @@ from precdoctor.formats import FormatError
 from precdoctor.numerics import format_of
 from precdoctor.observe.bench import bench, is_elementwise
 from precdoctor.observe.lane import WHOLE_BUDGET, Lane, Replay
-from precdoctor.observe.operations import OperationProbe
+from precdoctor.observe.operations import is_capturing
+from precdoctor.observe.probe import OperationProbe
 from precdoctor.observe.twin import CannotReplay, setting
 from precdoctor.observe.watch import Watch, is_plain, limit_for
 from precdoctor.observe.wrapping import keeper
@@ -242,7 +243,7 @@ class StepMonitor:
 
     def _may_observe(self) -> bool:
         """Tell whether this thread may observe now, and take the place of the observer if so."""
-        if _is_capturing():
+        if is_capturing():
             self._unseen["steps captured in a CUDA graph are not observed"] = None
             return False
         observer = self._observer
@@ -415,8 +416,3 @@ def _has_hooks(optimizer: torch.optim.Optimizer) -> bool:
     # a wrapper that stores the results leaves the gradients as they are
     own = len(optimizer._optimizer_step_pre_hooks) - (keeper(optimizer) is not None)
     return len(_global_optimizer_pre_hooks) > 1 or own > 0
-
-
-def _is_capturing() -> bool:
-    initialized: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    return initialized and torch.cuda.is_current_stream_capturing()

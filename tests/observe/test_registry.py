@@ -118,16 +118,6 @@ def test_tells_modules_that_ran_from_those_that_did_not() -> None:
     assert parameters["idle.weight"].gradient.absent == 6
 
 
-def test_compiling_a_model_ends_the_look_at_modules_and_operations() -> None:
-    original = torch.compile
-    with Doctor(probe=True) as doctor:
-        torch.compile(nn.Linear(2, 2), backend="eager")
-        assert not nn.modules.module._global_forward_pre_hooks
-        assert torch._C._len_torch_dispatch_stack() == 0
-    assert torch.compile is original
-    assert "operations are not looked at in programs that call torch.compile" in doctor.evidence().run.limits
-
-
 def test_a_gradient_from_before_the_watch_makes_no_orphan() -> None:
     earlier, model = small(), small()
     backward(earlier)
