@@ -7,12 +7,14 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
+# two threads that share a busy core wait for each other at every tiny operation, in what tests start as well
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import hypothesis
 import pytest
 import torch
 from torch.optim import optimizer
 
-# two threads that share a busy core wait for each other at every tiny operation
 torch.set_num_threads(1)
 
 hypothesis.settings.register_profile("precdoctor", deadline=None, derandomize="CI" in os.environ)
@@ -26,6 +28,7 @@ def _no_hook_left() -> Iterator[None]:
     optimizer._global_optimizer_pre_hooks.clear()  # so that one culprit does not fail every test after it
     optimizer._global_optimizer_post_hooks.clear()
     assert not left, f"optimizer hooks left behind: {left}"
+    assert not torch._C._len_torch_dispatch_stack(), "a dispatch mode was left behind"
 
 
 @pytest.fixture(autouse=True)
