@@ -69,7 +69,7 @@ def main():
     final = restore(artefact)
     for text, path in ((new, MODULES), (old, DOCUMENTATION)):
         print(f"validation loss {window_losses(final, text).mean():.4f} on {path.name}")
-    print(f"stored: {n_bytes(artefact):,} bytes, {artefact['format'] or 'float32'}", flush=True)
+    print(f"stored: {n_bytes(artefact):,} bytes, {artefact['format'] or 'not quantized'}", flush=True)
     if args.save:
         torch.save(artefact, args.save)
 

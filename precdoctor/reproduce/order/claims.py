@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from statistics import fmean
 
@@ -20,12 +20,10 @@ from precdoctor.reproduce.order.runs import (
 from precdoctor.reproduce.reading import claim, finding
 from precdoctor.reproduce.scenario import Claim
 
-#: standard errors from which a difference counts as seen
+#: standard errors from which a difference, over all seeds, counts as seen
 CLEAR = 3
 #: loss in nats per byte below which a difference is of no account, seen or not: a thousandth of the loss
 NEGLIGIBLE = 0.002
-#: ratio of widths from which the difference is asserted of each seed, not of their mean alone
-FAR = 4
 #: share of what adapters gain from which it counts as lost when they are merged
 MOST = 0.5
 
@@ -68,12 +66,17 @@ def _size(m: Measured) -> Iterator[Claim]:
         ", ".join(f"{value:+.4f}" for value in costs),
         holds=all(one > other for one, other in pairwise(costs)),
     )
-    if alike[-1][0].dim >= FAR * alike[0][0].dim:
-        yield _each(
-            f"... width {alike[0][0].dim} more than {alike[-1][0].dim}, by",
-            f"over {CLEAR} standard errors",
-            [_apart(cost(a, INT4), cost(b, INT4)) for a, b in zip(alike[0], alike[-1], strict=True)],
-            lambda d: d.z > CLEAR,
+    smallest, largest = alike[0], alike[-1]
+    if len(smallest) > 1:
+        yield _more(f"... width {smallest[0].dim} more than {largest[0].dim}, by", _apart(smallest, largest))
+    too_small = m.trained.get((16, PRETRAINED))
+    if too_small:
+        apart = _apart(too_small, smallest)
+        yield claim(
+            f"... but width 16, which learns least, above width {smallest[0].dim} by",
+            "nothing",
+            _lines(apart),
+            holds=Difference.over(apart).z < CLEAR,
         )
 
 
@@ -88,12 +91,10 @@ def _training(m: Measured) -> Iterator[Claim]:
         holds=all(one < other for one, other in pairwise(costs)),
     )
     short, large = next(iter(by_steps.values())), list(m.trained.values())[-1]
-    yield _each(
+    yield _more(
         f"size alone does not decide: width {large[0].dim} after {large[0].pretrain_steps} steps "
         f"loses more than width {short[0].dim} after {short[0].pretrain_steps}, by",
-        f"over {CLEAR} standard errors",
-        [_apart(cost(b, INT4), cost(a, INT4)) for a, b in zip(short, large, strict=True)],
-        lambda d: d.z > CLEAR,
+        _apart(large, short),
     )
 
 
@@ -107,11 +108,9 @@ def _different_artefacts(m: Measured) -> Iterator[Claim]:
         _percents(differ),
         holds=all(same) and min(differ) > 0.05,
     )
-    yield _each(
-        "INT4, loss: fine-tuned then rounded, above rounded while fine-tuned",
-        f"over {CLEAR} standard errors",
+    yield _more(
+        "INT4, loss: fine-tuned then rounded, above rounded while fine-tuned, by",
         [gain(run, INT4) for run in runs],
-        lambda d: d.z > CLEAR,
     )
     near = [
         [run.models[f"{order} {INT4}"]["sqnr_db"]["finetune"] for order in ("qat", "finetune")]
@@ -144,11 +143,9 @@ def _different_artefacts(m: Measured) -> Iterator[Claim]:
 
 def _adapters(m: Measured) -> Iterator[Claim]:
     runs, stored = m.orders, f"lora {INT4}"
-    yield _each(
+    yield _more(
         "INT4 then adapters, loss below adapters then INT4, by",
-        f"over {CLEAR} standard errors",
         [run.difference(f"finetune-lora {INT4}", stored, "new") for run in runs],
-        lambda d: d.z > CLEAR,
     )
     codes = [run.models[stored]["codes_differ"]["base"] for run in runs]
     more = [run.bytes_of(stored) / run.bytes_of(f"finetune {INT4}") - 1 for run in runs]
@@ -158,13 +155,10 @@ def _adapters(m: Measured) -> Iterator[Claim]:
         f"{_percents(codes)}; {_percents(more)}",
         holds=not any(codes) and min(more) > 0.25,
     )
-    yield _each(
+    yield _more(
         "... adapters merged and rounded again: loss above, by",
-        f"over {CLEAR} standard errors",
         [run.difference(f"lora-merged {INT4}", stored, "new") for run in runs],
-        lambda d: d.z > CLEAR,
     )
-    lost = [merging_loses(run, INT4) for run in runs]
     left = [run.merging[INT4] for run in runs if run.merging]
     yield claim(
         "... rounding error against the change that the adapters mean; codes that it leaves",
@@ -172,7 +166,8 @@ def _adapters(m: Measured) -> Iterator[Claim]:
         "; ".join(f"{percent(part['error'])}, {percent(part['unchanged'])}" for part in left),
         holds=min(part["error"] for part in left) > 0.1,
     )
-    yield claim("... of the gain, lost by it", "over 50 %", _percents(lost), holds=min(lost) > MOST)
+    lost = merging_loses(runs, INT4)
+    yield claim("... of the gain, lost by it", "over 50 %", percent(lost), holds=lost > MOST)
 
 
 def _not_quantized(m: Measured) -> Iterator[Claim]:
@@ -185,11 +180,11 @@ def _not_quantized(m: Measured) -> Iterator[Claim]:
         holds=sizes == {run.bytes_of("finetune") for run in runs},
     )
     again = [run.difference(f"dequantized-again {INT4}", f"finetune {INT4}", "new") for run in runs]
-    yield _each(
+    yield claim(
         "... rounded again: loss above fine-tuned then rounded",
         "not below",
-        again,
-        lambda d: d.z > -CLEAR,
+        _lines(again),
+        holds=Difference.over(again).z > -CLEAR,
     )
     changed = [run.models[f"codes {INT4}"]["codes_differ"]["base"] for run in runs]
     yield claim(
@@ -212,22 +207,30 @@ def _observed(m: Measured) -> Iterator[Claim]:
     )
 
 
-def merging_loses(run: Trained, fmt: str) -> float:
+def merging_loses(runs: Sequence[Trained], fmt: str) -> float:
     """Return the share of what adapters on quantized weights gain that is lost when they are merged."""
-    gained = run.difference(f"finetune-lora {fmt}", f"lora {fmt}", "new").mean
-    return run.difference(f"lora-merged {fmt}", f"lora {fmt}", "new").mean / gained
+    gained = fmean(run.difference(f"finetune-lora {fmt}", f"lora {fmt}", "new").mean for run in runs)
+    lost = fmean(run.difference(f"lora-merged {fmt}", f"lora {fmt}", "new").mean for run in runs)
+    return lost / gained
 
 
-def _each(
-    what: str, expected: str, values: Sequence[Difference], accept: Callable[[Difference], bool]
-) -> Claim:
-    """Return a claim that holds in the run of every seed."""
-    return claim(what, expected, "\n".join(map(str, values)), holds=bool(values) and all(map(accept, values)))
+def clearly_more(seeds: Sequence[Difference]) -> bool:
+    """Return whether a difference is above 0 with every seed, and clearly so over all."""
+    return all(d.mean > 0 for d in seeds) and Difference.over(seeds).z > CLEAR
 
 
-def _apart(one: Difference, other: Difference) -> Difference:
-    """Return the difference of two that were measured on different models."""
-    return Difference(mean=one.mean - other.mean, error=math.hypot(one.error, other.error))
+def _more(what: str, seeds: Sequence[Difference]) -> Claim:
+    return claim(what, f"over {CLEAR} standard errors", _lines(seeds), holds=clearly_more(seeds))
+
+
+def _apart(one: Sequence[Trained], other: Sequence[Trained]) -> list[Difference]:
+    """Return by how much INT4 costs models more than others, seed by seed."""
+    pairs = [(cost(a, INT4), cost(b, INT4)) for a, b in zip(one, other, strict=True)]
+    return [Difference(mean=a.mean - b.mean, error=math.hypot(a.error, b.error)) for a, b in pairs]
+
+
+def _lines(seeds: Sequence[Difference]) -> str:
+    return "\n".join(map(str, seeds))
 
 
 def _percents(shares: Iterable[float]) -> str:

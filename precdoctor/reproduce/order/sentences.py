@@ -7,7 +7,15 @@ from statistics import fmean
 
 from precdoctor.formats import BFLOAT16, E4M3FN, FLOAT16, FLOAT32, FLOAT64
 from precdoctor.report.words import percent
-from precdoctor.reproduce.order.claims import CLEAR, NEGLIGIBLE, cost, gain, mean_cost, merging_loses
+from precdoctor.reproduce.order.claims import (
+    CLEAR,
+    NEGLIGIBLE,
+    clearly_more,
+    cost,
+    gain,
+    mean_cost,
+    merging_loses,
+)
 from precdoctor.reproduce.order.runs import INT4, INT8, LENGTHS_WIDTH, PRETRAINED, Measured, Trained
 from precdoctor.reproduce.reading import claim
 from precdoctor.reproduce.scenario import Claim
@@ -109,7 +117,7 @@ def _order(m: Measured) -> Iterator[Claim]:
     yield _in_part(
         "quantize-then-fine-tune lets fine-tuning compensate for the rounding",
         f"rounded in each forward pass: {percent(fmean(closed))} of the loss; with adapters until they are "
-        f"merged ({percent(fmean(merging_loses(run, INT4) for run in runs))} lost); restored to float32 and "
+        f"merged ({percent(merging_loses(runs, INT4))} lost); restored to float32 and "
         f"rounded again: none ({fmean(again):+.4f})",
         holds=min(closed) > 0.3,
     )
@@ -119,7 +127,7 @@ def _order(m: Measured) -> Iterator[Claim]:
     yield _confirmed(
         "fine-tune-then-quantize may degrade more under the rounding",
         gains,
-        holds=all(gain(run, INT4).z > CLEAR for run in runs),
+        holds=clearly_more([gain(run, INT4) for run in runs]),
     )
 
 
@@ -142,7 +150,7 @@ def _words(m: Measured) -> Iterator[Claim]:
     yield _refuted(
         "quantization is a post-training conversion",
         f"while fine-tuning: same format, same bytes, loss lower by {gain(runs[0], INT4).mean:.4f}",
-        holds=all(gain(run, INT4).z > CLEAR for run in runs),
+        holds=clearly_more([gain(run, INT4) for run in runs]),
     )
     sizes = [run.bytes_of("base") / run.bytes_of(f"base {INT4}") for run in runs]
     yield _confirmed(
