@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import importlib
+import io
 import json
 import re
 import sys
@@ -18,6 +19,7 @@ import pytest
 import torch
 
 from precdoctor import reproduce
+from precdoctor.cli.running import reproduce as command
 from precdoctor.reproduce import Claim, Seen, bf16, reading, scenario
 
 SAMPLE = reproduce.sample_models() / "bf16_moe_lm"
@@ -185,6 +187,22 @@ def test_exits_with_1_when_a_claim_fails(
 def test_an_unknown_scenario_names_the_known_ones() -> None:
     with pytest.raises(click.UsageError, match="no scenario 'fp3'; there is: bf16"):
         reproduce.reproduce("fp3")
+
+
+def test_the_command_offers_every_case() -> None:
+    name = next(parameter for parameter in command.params if parameter.name == "name")
+    assert isinstance(name.type, click.Choice)
+    assert list(name.type.choices) == [scenario.name for scenario in reproduce.SCENARIOS]
+
+
+def test_prints_plain_ascii_where_nothing_else_can_be_shown(
+    scans: list[list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding="ascii"))
+    assert reproduce.reproduce("bf16", out=tmp_path) == 0
+    sys.stdout.flush()
+    assert b"20 of 20 as expected" in printed.getvalue()
 
 
 def test_a_case_without_a_quick_form_says_so(tmp_path: Path) -> None:
