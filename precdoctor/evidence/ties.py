@@ -24,8 +24,8 @@ class Tie:
     extra_bytes: int
     #: the tensor apart has requires_grad
     trainable: bool = True
-    #: how it came there: "assigned", "registered", "module replaced", "load_state_dict", "from_pretrained";
-    #: empty where that was not seen
+    #: how it came there: "assigned", "registered" (a buffer), "module replaced", "load_state_dict",
+    #: "from_pretrained", "module.to"; empty where that was not seen
     how: str = ""
     #: the user's line that tied them, and the one that put another tensor there
     made: Place | None = None

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from precdoctor.evidence import Place, Tie
 from precdoctor.observe.frames import Spot, UserCode
-from precdoctor.observe.homes import Event, Homes, Side, Tied
+from precdoctor.observe.homes import Homes, Side, Tied
 from precdoctor.observe.models import Models, stripped
 from precdoctor.observe.provenance import Provenance
 from precdoctor.observe.watch import Watch, is_plain
@@ -48,7 +48,7 @@ class _Apart:
 
     tensor: weakref.ref[Tensor]
     made: Spot | None
-    event: Event
+    spot: Spot | None
     watch: Watch
     kept: Tensor
     apart: Tensor
@@ -88,12 +88,16 @@ class TieWatch:
         one, other = _sample(watch, kept.tensor), _sample(watch, apart.tensor)
         inside = side.node.ref() is side.node.now()
         event = side.node.events.get(apart.own_name) if inside else side.node.replaced()
-        event = event or Event(None, "")
-        created = None if event.spot or self._origins is None else self._origins.creation(apart.tensor)
+        how, broken = ("", None) if event is None else (event.how, None)
+        if event is None and self._origins is not None:  # past the hooks: by a conversion, or into a table
+            cast = self._origins.cast(apart.tensor) if inside else None
+            how = "" if cast is None else cast.how
+            broken = None if cast is None else cast.place
+            broken = broken if inside else self._origins.creation(apart.tensor)
         return _Apart(
             tensor=weakref.ref(apart.tensor),
             made=tied.made,
-            event=event,
+            spot=None if event is None else event.spot,
             watch=watch,
             kept=one,
             apart=other,
@@ -104,8 +108,8 @@ class TieWatch:
                 kind=apart.kind,
                 format=str(apart.tensor.dtype).removeprefix("torch."),
                 extra_bytes=apart.tensor.numel() * apart.tensor.element_size(),
-                how=event.how,
-                broken=created,
+                how=how,
+                broken=broken,
                 similarity=_correlation(one, other),
                 first_step=step,
                 distance_first=_ratio(other - one, one),
@@ -118,7 +122,7 @@ class TieWatch:
             replace(
                 apart.record,
                 made=place(apart.made),
-                broken=place(apart.event.spot) or apart.record.broken,
+                broken=place(apart.spot) or apart.record.broken,
             )
             for apart in self._apart.values()
         )
@@ -160,17 +164,20 @@ def _another(here: _Here, kept: Tensor) -> _Standing | None:
     Where the module is still the one that was tied: a tensor of the same name, or a buffer. In a module
     that has taken its place: whatever is most like the kept one.
     """
-    own, below = list(_tensors(here.module, here.prefix)), list(_below(here.module, here.prefix))
     original = here.module is here.side.node.ref()
-    inside = [s for s in below if not original or s in own or ".parametrizations." in s.name]
-    if any(_is_same(standing.tensor, kept) for standing in inside):
+    own = list(_tensors(here.module, here.prefix))
+    hidden = here.module._modules.get("parametrizations")
+    below = [*own, *([] if hidden is None else _below(hidden, ""))]
+    if not original:
+        below = list(_below(here.module, here.prefix))
+    if any(_is_same(standing.tensor, kept) for standing in below):
         return None
-    alike = [s for s in inside if s.tensor.shape == kept.shape and is_plain(s.tensor)]
-    named = [s for s in alike if s in own and s.own_name == here.side.name]
-    if named:
-        return named[0]
+    alike = [s for s in (own if original else below) if s.tensor.shape == kept.shape and is_plain(s.tensor)]
+    named = _under_its_name(here)
+    if named is not None and any(standing.tensor is named.tensor for standing in alike):
+        return named
     if original:
-        alike = [s for s in alike if s.kind == "buffer" and s in own]
+        alike = [standing for standing in alike if standing.kind == "buffer"]
     watch = Watch.of(kept.numel(), _SAMPLE)
     one = _sample(watch, kept)
     return max(alike, key=lambda s: _correlation(one, _sample(watch, s.tensor)) or 0.0, default=None)

@@ -48,8 +48,9 @@ class BrokenTie(Rule):
     another tensor of the same shape in other memory: a copy, by a correlation of 0.5 or more at first sight
     (the two may be equal, cast or quantized), that goes apart. An exact copy goes apart when the difference
     changes by 0.1 % of the norm; others when one rests while the other moves by 1 % or more, or when their
-    distance grows by half of the change of the difference or more. It is an error where loading did it or
-    where what stands apart gets no gradient; else a warning: somebody may have untied them on purpose.
+    distance grows by half of the change of the difference or more. It is an error where loading or a
+    conversion of the model did it, or where what stands apart gets no gradient; else a warning: somebody may
+    have untied them on purpose.
 
     ## Blind spots
 
@@ -141,14 +142,18 @@ def is_broken(tie: Tie) -> bool:
 
 
 def _severity(tie: Tie) -> Severity:
-    by_loading = tie.how in ("load_state_dict", "from_pretrained")
-    return "error" if by_loading or not tie.trainable else "warning"
+    return "error" if _is_library(tie) or not tie.trainable else "warning"
+
+
+def _is_library(tie: Tie) -> bool:
+    """Tell whether loading or a conversion of the model put the other tensor there: nobody meant to untie."""
+    return tie.how in ("load_state_dict", "from_pretrained") or tie.how.startswith("module.")
 
 
 def _since(tie: Tie) -> str:
     if tie.broken is None:
         return ""
-    if tie.how in ("load_state_dict", "from_pretrained"):
+    if _is_library(tie):
         return f" since {tie.how}(){at(tie.broken)}"
     what = {
         "module replaced": f"the module of {tie.apart} was replaced",
@@ -176,8 +181,10 @@ def _apart(tie: Tie) -> str:
 
 def _cure(tie: Tie) -> str:
     holder = tie.apart.rpartition(".")[0] or "the model"
-    if tie.how in ("load_state_dict", "from_pretrained"):
-        return f"tie {tie.apart} to {tie.kept} again after loading and before the optimizer is constructed"
+    if _is_library(tie):
+        return (
+            f"tie {tie.apart} to {tie.kept} again after {tie.how}() and before the optimizer is constructed"
+        )
     return (
         f"let {holder} use the parameter {tie.kept} itself, quantized on the way if need be; or, if the two "
         f"are meant to differ, never tie them (correlation {number(tie.similarity)} at first)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import warnings
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -15,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from precdoctor.doctor import Doctor
 from precdoctor.evidence import Tie
+from precdoctor.observe.provenance import Provenance
 
 SIZE, WIDTH = 40, 32
 
@@ -210,6 +212,33 @@ def test_loading_tensors_that_share_memory_keeps_the_tie(doctor: Doctor) -> None
     assert found(doctor) == []
 
 
+def test_a_conversion_that_makes_new_parameters_breaks_the_tie() -> None:
+    torch.manual_seed(0)
+    with Provenance() as provenance, Doctor(every=1, provenance=provenance) as doctor:
+        model = Net()
+        torch.__future__.set_overwrite_module_params_on_conversion(True)
+        try:
+            model.to(torch.bfloat16)
+        finally:
+            torch.__future__.set_overwrite_module_params_on_conversion(False)
+        train(model)
+    (tie,) = found(doctor)
+    assert (tie.apart, tie.how) == ("head.weight", "module.to")
+    assert code(tie) == (TIED, "model.to(torch.bfloat16)")
+
+
+def test_a_module_put_into_the_table_of_modules_breaks_the_tie() -> None:
+    torch.manual_seed(0)
+    with Provenance() as provenance, Doctor(every=1, provenance=provenance) as doctor:
+        model = Net()
+        head = QuantizedHead(model.head, "own")
+        model._modules["head"] = head
+        train(model)
+    (tie,) = found(doctor)
+    assert tie.apart == "head.weight"
+    assert "linear.weight.detach().clone()" in code(tie)[1]
+
+
 def test_a_tie_that_is_broken_while_the_run_goes_on_is_found(doctor: Doctor) -> None:
     model = Net()
 
@@ -266,6 +295,16 @@ def orthogonal(model: Net) -> None:
     parametrizations.orthogonal(model.embedding)
 
 
+def weight_norm_of_old(model: Net) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        torch.nn.utils.weight_norm(model.head)
+
+
+def spectral_norm(model: Net) -> None:
+    torch.nn.utils.spectral_norm(model.head)
+
+
 def pruned(model: Net) -> None:
     prune.l1_unstructured(model.head, "weight", 0.5)
 
@@ -293,13 +332,27 @@ def adapters(model: Net) -> None:
 
 @pytest.mark.parametrize(
     "act",
-    [untied, cast, tied_again, shared, another_size, weight_norm, orthogonal, pruned, averaged, adapters],
+    [
+        untied,
+        cast,
+        tied_again,
+        shared,
+        another_size,
+        weight_norm,
+        weight_norm_of_old,
+        spectral_norm,
+        orthogonal,
+        pruned,
+        averaged,
+        adapters,
+    ],
 )
 def test_is_silent_about_what_only_looks_like_it(doctor: Doctor, act: Callable[[Net], None]) -> None:
     model = Net(tied=act is not untied)
     act(model)
     train(model)
     assert found(doctor) == []
+    assert doctor.evidence().run.limits == ()
 
 
 def test_what_is_broken_after_the_last_step_is_no_matter(doctor: Doctor) -> None:

@@ -61,7 +61,7 @@ def test_warns_of_a_copy_that_is_trained_apart() -> None:
     assert finding.measured["extra_bytes"] == 4000
 
 
-@pytest.mark.parametrize("how", ["load_state_dict", "from_pretrained"])
+@pytest.mark.parametrize("how", ["load_state_dict", "from_pretrained", "module.to"])
 def test_what_loading_untied_nobody_meant(how: str) -> None:
     assert found(tie(how=how)) == [("error", ["embedding.weight", "head.weight"])]
 
