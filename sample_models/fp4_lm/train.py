@@ -42,7 +42,6 @@ def parse_args():
     parser.add_argument("--cpu-fallback", action="store_true", help="fp4-reported: no quantization on a CPU")
     parser.add_argument("--threads", type=int, default=1, help="more do not pay for a model this small")
     parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--evaluate", default=None, metavar="FILE", help="a saved state, instead of training")
     parser.add_argument("--save", default=None, help="write the model's state here at the end")
     parser.add_argument("--results", default=None, help="write what was measured here, as JSON")
     return parser.parse_args()
@@ -100,15 +99,16 @@ def main():
         eval_windows=eval_windows,
         seed=args.seed,
     )
-    if args.evaluate:
-        model.load_state_dict(torch.load(args.evaluate, weights_only=True, map_location=args.device))
-        seconds = 0.0
-        trainer.report(0)
-    else:
-        seconds = trainer.train()
-        print(f"Training completed in {seconds:.1f} seconds")
+    seconds = trainer.train()
+    print(f"Training completed in {seconds:.1f} seconds")
     loss, accuracy = trainer.evaluate_honestly()
     print(f"Text of its own: Loss={loss:.3f}, Acc={accuracy:.1%}, PPL={math.exp(min(loss, 20)):.1f}")
+    unquantized = None
+    if quantized:
+        twin = LanguageModel(config, tied=recipe.tied).to(args.device)
+        twin.load_state_dict(model.state_dict())
+        unquantized = trainer.evaluate(corpus.val_batches(32, eval_windows), twin)
+        print(f"Without the quantizer: Loss={unquantized[0]:.3f}, Acc={unquantized[1]:.1%}")
     held, packed = memory.held_bytes(model), memory.packed_bytes(model, recipe.bits)
     print(f"Memory of the weights: {held / 1e6:.3f} MB held, {packed / 1e6:.3f} MB if packed", flush=True)
 
@@ -122,6 +122,7 @@ def main():
             "updates": args.updates,
             "history": trainer.history,
             "honest": {"loss": loss, "accuracy": accuracy},
+            "unquantized": unquantized and dict(zip(("loss", "accuracy"), unquantized, strict=True)),
             "seconds": seconds,
             "kept_by_decay": trainer.kept,
             "text": {

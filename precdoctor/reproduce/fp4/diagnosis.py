@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -102,8 +103,9 @@ def _frozen(m: Measured) -> Iterator[Claim]:
 
 
 def _not_noise(m: Measured) -> Iterator[Claim]:
-    run, bypassed, bare = (m.trained[name] for name in ("fp4-reported", "bypassed", "severed-none"))
-    gap, change = run.loss - m.trained["untied"].loss, bypassed.loss - run.loss
+    run, bare = m.trained["fp4-reported"], m.trained["severed-none"]
+    gap = run.loss - m.trained["untied"].loss
+    change = math.nan if run.unquantized_loss is None else run.unquantized_loss - run.loss
     yield claim(
         "loss with the quantizer bypassed",
         f"changes by under {percent(NOISE)} of the gap",

@@ -26,7 +26,7 @@ MAIN = (
     "fp4-reported", "baseline", "untied", "ste-bnb-fp4", "severed-none", "severed-int8", "severed-low-lr",
     "severed-high-lr", "severed-retied", "severed-head", "severed-blocks",
 )  # fmt: skip
-QUICK_MAIN = MAIN[:7]
+QUICK_MAIN = MAIN[:6]
 #: trained for `SHORT_UPDATES`: other formats, and which layers are sensitive
 SHORT = (
     "untied", "ste-bnb-fp4", "ste-nvfp4", "ste-mxfp4", "ste-nf4", "ste-int8",
@@ -39,8 +39,8 @@ LOOKS = 5
 FOLLOWED = ("fp4-reported", "ste-bnb-fp4")
 #: recipes that are scanned, by the name of the files that are written
 SCANS = {"scan-reported": "fp4-reported", "scan-twin": "ste-bnb-fp4"}
-#: folder of what the runs print and measure, and the state that one of them saves, in the folder of the case
-LOGS, SAVED = "runs", "fp4-reported.pt"
+#: folder of what the runs print and measure, in the folder of the case
+LOGS = "runs"
 #: the format of the report, and those it is compared with
 REPORTED_FORMAT = "bnb-fp4"
 FORMATS = (
@@ -62,6 +62,8 @@ class Training:
     #: on text of its own
     honest_loss: float
     honest_accuracy: float
+    #: with the same weights, not quantized; None where none is quantized
+    unquantized_loss: float | None
     #: of training; on a CPU, what the process itself took
     seconds: float
     #: of a weight, if weight decay alone had acted on it
@@ -106,7 +108,7 @@ class Measured:
 
     #: folder of the program
     sample: Path
-    #: by the name of the run: a recipe, or short-, clean- and a recipe, cpu-fallback, bypassed
+    #: by the name of the run: a recipe, or short-, clean- and a recipe, cpu-fallback
     trained: Mapping[str, Training]
     #: by recipe, at the report's size: parameters, bytes, flops
     sizes: Mapping[str, Mapping[str, Any]]
@@ -138,8 +140,7 @@ def commands(sample: Path, out: Path, options: Options) -> dict[str, list[str]]:
     for recipe in QUICK_MAIN if options.quick else MAIN:
         # a quick run is looked at as often only where the way is of interest, not just the end
         looks = LOOKS if recipe in FOLLOWED or not options.quick else 1
-        save = ("--save", str(out / SAVED)) if recipe == "fp4-reported" else ()
-        train(recipe, recipe, updates, "--eval-every", str(max(updates // looks, 1)), *save)
+        train(recipe, recipe, updates, "--eval-every", str(max(updates // looks, 1)))
     if not options.quick:
         for recipe in SHORT:
             train(f"short-{recipe}", recipe, short)
@@ -153,11 +154,6 @@ def commands(sample: Path, out: Path, options: Options) -> dict[str, list[str]]:
     train("cpu-fallback", "fp4-reported", min(FALLBACK_UPDATES, updates), "--cpu-fallback")
     found["sizes"] = [sys.executable, str(sample / "sizes.py"), *SIZED, "--size", "full"]
     return found
-
-
-def bypassing(sample: Path, out: Path) -> dict[str, list[str]]:
-    """Return the run that evaluates what fp4-reported has saved, without its quantizer."""
-    return {"bypassed": _train(sample, out, "bypassed", "untied", "--evaluate", str(out / SAVED))}
 
 
 def read(sample: Path, out: Path, names: Iterable[str]) -> Measured:
@@ -183,6 +179,7 @@ def training(results: Mapping[str, Any]) -> Training:
     return Training(
         honest_loss=honest["loss"],
         honest_accuracy=honest["accuracy"],
+        unquantized_loss=results["unquantized"] and results["unquantized"]["loss"],
         majority_share=text["majority_share"],
         bigram_ceiling=text["bigram_ceiling"],
         **{field: results[field] for field in as_written},

@@ -109,18 +109,19 @@ class Trainer:
         print(line, flush=True)
 
     @torch.no_grad()
-    def evaluate(self, batches):
-        """Return loss and accuracy over the batches."""
-        self.model.eval()
+    def evaluate(self, batches, model=None):
+        """Return loss and accuracy over the batches, of the model in training or another."""
+        model = model or self.model
+        model.eval()
         loss = correct = n = 0.0
         for x, y in batches:
             x, y = x.to(self.device), y.to(self.device)
             with torch.autocast(self.device.type, enabled=self.amp):
-                logits = self.model(x).flatten(0, 1).float()
+                logits = model(x).flatten(0, 1).float()
             loss += F.cross_entropy(logits, y.flatten(), reduction="sum").item()
             correct += (logits.argmax(1) == y.flatten()).sum().item()
             n += y.numel()
-        self.model.train()
+        model.train()
         return loss / n, correct / n
 
     def evaluate_honestly(self):
