@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,10 @@ from torch.nn import functional as F
 from precdoctor.doctor import Doctor
 from precdoctor.evidence import Predictions
 from precdoctor.observe import predictions
-from precdoctor.observe.predictions import foretold
+from precdoctor.observe.frames import UserCode
+from precdoctor.observe.operations import Operation
+from precdoctor.observe.predictions import PredictionWatch, foretold
+from tests.observe.test_syncs import Waits
 from tests.reference import predictions as reference
 
 TOKENS = 11
@@ -186,3 +190,33 @@ def test_keeps_the_losses_of_several_lines_apart() -> None:
             (one + two).backward()
             optimizer.step()
     assert sorted(p.classes for p in doctor.evidence().predictions) == [3, 4]
+
+
+def operation(func: Any, *args: Any) -> Operation:
+    out = func(*args)
+    return Operation(func, args, {}, out, step=0, backward=False, graded=True, frame=sys._getframe())
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_waits_for_nothing_until_it_counts(dim: int) -> None:
+    tokens, labels = torch.randint(TOKENS, (2, 4, 12))
+    scores = torch.randn(4, TOKENS, 12).log_softmax(1)
+    ops = torch.ops.aten
+    if dim == 2:
+        args = (scores.movedim(1, 2).flatten(0, 1), labels.flatten(), None, 1, -100)
+        loss = operation(ops.nll_loss_forward.default, *args)
+    else:
+        args = (scores.unsqueeze(2), labels.unsqueeze(1), None, 1, -100)
+        loss = operation(ops.nll_loss2d_forward.default, *args)
+    lookup = operation(ops.embedding.default, torch.randn(TOKENS, 5), tokens)
+    watch = PredictionWatch(UserCode())
+    with Waits(host_scalars=False) as waits:
+        watch.after(lookup)
+        watch.after(loss)
+    assert not waits.found
+    watch.fall_asleep()
+    (found,) = watch.evidence(lambda _: None)
+    assert found.steps[0].positions == 48
+    assert found.steps[0].accuracy == pytest.approx(float((scores.argmax(1) == labels).float().mean()))
+    assert found.steps[0].loss == pytest.approx(float(F.nll_loss(scores, labels)), rel=1e-6)
+    assert found.steps[0].by_token is not None
