@@ -40,8 +40,8 @@ class Quantizer:
     numel: int
     format: str
     #: how gradient gets from the used values to the weight: "open"; "cut": not at all; "zero derivative":
-    #: only through operations whose derivative is zero; "buffer": there is no parameter any more; "custom
-    #: function": as a function of the user's own says
+    #: only through operations whose derivative is zero; "scale only": only through tensors much smaller than
+    #: the weight; "custom function": as a function of the user's own says; "buffer": there is no parameter
     route: str
     #: the user's line where the weight enters, that of the last rounding, and that of the use
     place: Place | None = None

@@ -12,6 +12,8 @@ from precdoctor.observe.watch import Watch
 
 #: a weight beyond this multiple of the largest used magnitude is clipped; less is rounding of the scale
 _BEYOND = 1.001
+#: used values larger than the weight by this factor are codes: their scale follows after the product
+_CODES = 2.0
 
 
 def sample(watch: Watch, tensor: Tensor) -> Tensor:
@@ -23,13 +25,15 @@ def fidelity(step: int, parameter: Tensor, used: Tensor, watch: Watch) -> Fideli
     """Compare the used values with the parameter, both of one shape, after ``step`` optimizer steps.
 
     Shares and the error are of the watched elements; the largest magnitudes are those of the whole tensors.
+    Codes whose scale follows after the product are compared as scaled to fit, row by row.
     """
+    eps = torch.finfo(used.dtype).eps if used.is_floating_point() else 0.0
+    used = _in_units_of(parameter, used.detach().double())
     weight, seen = sample(watch, parameter), sample(watch, used)
     finite = torch.isfinite(seen)
     error = (seen - weight)[finite]
     noise, signal = float(error.square().sum()), float(weight[finite].square().sum())
-    size = used.detach().double().abs()
-    eps = torch.finfo(used.dtype).eps if used.is_floating_point() else 0.0
+    size = used.abs()
     tensor_max, weight_max = float(size.max()), float(parameter.detach().abs().max())
     return Fidelity(
         step=step,
@@ -40,6 +44,16 @@ def fidelity(step: int, parameter: Tensor, used: Tensor, watch: Watch) -> Fideli
         flushed_share=float(((seen == 0) & (weight != 0)).double().mean()),
         non_finite=int((~finite & torch.isfinite(weight)).sum()),
     )
+
+
+def _in_units_of(parameter: Tensor, used: Tensor) -> Tensor:
+    weight = parameter.detach().double()
+    largest = float(used.abs().max())
+    if not math.isfinite(largest) or largest <= _CODES * float(weight.abs().max()):
+        return used
+    rows, codes = (t.flatten(1) if t.dim() > 1 else t.reshape(1, -1) for t in (weight, used))
+    scale = (rows * codes).sum(1, keepdim=True) / codes.square().sum(1, keepdim=True).clamp(min=1e-300)
+    return (codes * scale).reshape(used.shape)
 
 
 def _clipped_share(weight: Tensor, seen: Tensor, size: Tensor, watch: Watch, eps: float) -> float:

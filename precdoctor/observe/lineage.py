@@ -118,13 +118,13 @@ class Lineage:
         """Follow an operation of a forward pass, or of whatever else is no backward pass."""
         if operation.backward:
             return
-        inputs = [t for t in operation.inputs if is_plain(t)]
+        inputs = [t for t in operation.inputs if _is_followed(t)]
         known = [self._of(t) for t in inputs]
         data = [k is None and storage_key(t) in self._data for t, k in zip(inputs, known, strict=True)]
         if not any(k is not None for k in known):
             if any(data):
                 self._mark_data(operation, inputs)
-            elif _draws(operation):
+            elif _draws(operation) or any(storage_key(t) in self._noise for t in inputs):
                 self._noise.update({storage_key(t): Memory(t) for t in operation.outputs if is_plain(t)})
             return
         name = operation.name
@@ -147,9 +147,13 @@ class Lineage:
 
     # ------------------------------------------------------------------ lookup
 
+    def roots(self) -> list[Root]:
+        """Return the trainable parameters that were met."""
+        return list(self._roots.values())
+
     def made(self, tensor: Tensor) -> Made | Root | None:
         """Return what a tensor is, None where it is neither made from parameters nor one."""
-        return self._of(tensor) if is_plain(tensor) else None
+        return self._of(tensor) if _is_followed(tensor) else None
 
     def _of(self, tensor: Tensor) -> Made | Root | None:
         key = storage_key(tensor)
@@ -164,6 +168,7 @@ class Lineage:
                 tuple(tensor.shape),
                 tensor.numel(),
                 tensor.dtype,
+                drawn=key in self._noise,
             )
             self._roots[key] = root
             self._assigned(root, self._made.pop(key, None))
@@ -210,7 +215,7 @@ class Lineage:
     def _mark_data(self, operation: Operation, inputs: list[Tensor]) -> None:
         sources = {storage_key(t) for t in inputs}
         for tensor in operation.outputs:
-            if is_plain(tensor):
+            if _is_followed(tensor):
                 key = storage_key(tensor)
                 if key not in sources and key not in self._data and key not in self._roots:
                     self._data[key] = Memory(tensor)
@@ -231,14 +236,16 @@ class Lineage:
         mutable = operation.func._schema.is_mutable if hasattr(operation.func, "_schema") else False
         target = operation.args[0] if mutable and operation.args else None
         for index, tensor in enumerate(operation.outputs):
-            if not is_plain(tensor):
+            if not _is_followed(tensor):
                 continue
             key = storage_key(tensor)
             if key in sources and not (target is not None and tensor is target):
                 continue  # a view
             written = target is not None and tensor is target
             if written and key in self._roots:
-                self._roots[key].loaded |= len(inputs) > 1
+                noise = len(inputs) > 1 and all(storage_key(t) in self._noise for t in inputs[1:])
+                self._roots[key].drawn |= noise or _draws(operation)
+                self._roots[key].loaded |= len(inputs) > 1 and not noise
                 self._rewritten(operation, self._roots[key], known[1:])
                 continue
             if written and type(tensor) is torch.nn.Parameter:
@@ -367,7 +374,7 @@ class Lineage:
 
     def _kept(self, value: Any) -> Any:
         if isinstance(value, Tensor):
-            base = self._of(value) if is_plain(value) else None
+            base = self.made(value)
             if base is None:
                 return value.detach()
             return Ref(
@@ -379,6 +386,10 @@ class Lineage:
 
 
 # ---------------------------------------------------------------------- small helpers
+
+
+def _is_followed(tensor: Tensor) -> bool:
+    return is_plain(tensor) or (type(tensor) is Tensor and tensor.is_quantized)
 
 
 def _draws(operation: Operation) -> bool:

@@ -36,6 +36,11 @@ class Memory:
         """Tell whether the memory was let go of."""
         return bool(self._ref.expired())  # type: ignore[no-untyped-call]
 
+    def storage(self) -> torch.UntypedStorage | None:
+        """Return the memory while it lives."""
+        found: torch.UntypedStorage | None = torch.UntypedStorage._new_with_weak_ptr(self._ref.cdata)
+        return found
+
 
 @dataclass(slots=True, eq=False)
 class Root:
@@ -47,7 +52,9 @@ class Root:
     numel: int
     dtype: torch.dtype
 
-    #: values were copied into it: loaded, or set on purpose
+    #: random numbers were written into it
+    drawn: bool = False
+    #: other values were copied into it: loaded, or set on purpose
     loaded: bool = False
 
     def alive(self) -> Tensor | None:
@@ -140,11 +147,7 @@ class _Remaking:
             if id(current) in self._done:
                 todo.pop()
                 continue
-            missing = [
-                r.base
-                for r in _refs((*current.args, *current.kwargs.values()))
-                if isinstance(r.base, Made) and id(r.base) not in self._done
-            ]
+            missing = [parent for parent in parents(current) if id(parent) not in self._done]
             if missing:
                 todo.extend(missing)
                 continue
@@ -166,6 +169,8 @@ class _Remaking:
     def _value(self, value: Any) -> Any:
         if isinstance(value, Ref):
             base = self._base(value.base)
+            if base.is_quantized:
+                raise CannotRemake("a tensor of torch's own quantized formats has no views")
             if base.dtype != value.dtype:
                 base = base.reshape(-1).view(value.dtype)
             return base.as_strided(value.size, value.stride, value.offset)
@@ -180,6 +185,11 @@ class _Remaking:
         if parameter is None:
             raise CannotRemake("the parameter is gone")
         return parameter.detach()
+
+
+def parents(made: Made) -> list[Made]:
+    """Return the made tensors among the arguments of the operation that made one."""
+    return [r.base for r in _refs((*made.args, *made.kwargs.values())) if isinstance(r.base, Made)]
 
 
 def _refs(values: Any) -> list[Ref]:

@@ -38,6 +38,8 @@ class Models:
     def __init__(self, root: nn.Module | None = None) -> None:
         self._given = weakref.ref(root) if root is not None else None
         self._known: dict[int, tuple[weakref.ref[Tensor], Owner]] = {}
+        #: names of the parameters that live optimizers hold, by identity (`place_in`)
+        self.in_optimizers: dict[int, str] = {}
 
     def refresh(self) -> None:
         """Look at the live modules again (a walk over the garbage collector's objects, once in a while)."""
@@ -77,14 +79,21 @@ class Models:
         known = self._known.get(id(parameter))
         return known[1] if known is not None and known[0]() is parameter else None
 
-    def buffer_name(self, storage: int) -> str:
-        """Return the qualified name of the buffer that lies in a storage, by its identity; "" for none."""
+    def name(self, parameter: Tensor) -> str:
+        """Return the name of a parameter: in its module, else in its optimizer; "" where it has none."""
+        owner = self.owner(parameter)
+        return owner.name if owner is not None else self.in_optimizers.get(id(parameter), "")
+
+    def buffer_names(self) -> dict[int, str]:
+        """Return the qualified names of all live buffers by the identity of their storage."""
+        names: dict[int, str] = {}
         for root in self._roots():
             for prefix, module in _walk(root):
                 for name, buffer in module._buffers.items():
-                    if buffer is not None and is_plain(buffer) and buffer.untyped_storage()._cdata == storage:
-                        return stripped(f"{prefix}.{name}" if prefix else name)
-        return ""
+                    if buffer is not None and is_plain(buffer):
+                        full = stripped(f"{prefix}.{name}" if prefix else name)
+                        names.setdefault(buffer.untyped_storage()._cdata, full)
+        return names
 
     def walk(self) -> Iterator[tuple[nn.Module, str, nn.Module]]:
         """Yield (root, prefix, module) for every live module, each once for its root."""
@@ -126,6 +135,11 @@ def stripped(name: str) -> str:
     for wrapper in _WRAPPERS:
         name = name.removeprefix(wrapper).replace("." + wrapper, ".")
     return name
+
+
+def place_in(optimizer: str, group: int, position: int) -> str:
+    """Return a name for a parameter of no module: its place in the optimizer of that type."""
+    return f"{optimizer.rpartition('.')[2]}.group{group}[{position}]"
 
 
 def _callers(frame: FrameType | None) -> frozenset[int]:

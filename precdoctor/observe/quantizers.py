@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -17,11 +18,11 @@ from torch import Tensor
 from precdoctor.evidence import Fidelity, Place, Quantizer
 from precdoctor.observe.fidelity import fidelity, sample
 from precdoctor.observe.frames import Spot, UserCode
-from precdoctor.observe.graph import reach
+from precdoctor.observe.graph import route
 from precdoctor.observe.lineage import Lineage, Use
-from precdoctor.observe.made import CannotRemake, Entry, Made, Root, remade
+from precdoctor.observe.made import CannotRemake, Entry, Made, Root, parents, remade
 from precdoctor.observe.models import Models
-from precdoctor.observe.watch import Watch
+from precdoctor.observe.watch import Watch, is_plain
 
 #: elements of a weight that are looked at
 _SAMPLE = 1 << 14
@@ -60,7 +61,12 @@ class _Seen:
     undone: list[float] = field(default_factory=list)
     #: gradient of the used values since the last step
     arriving: Tensor | None = None
-    densities: list[tuple[float, float, float]] = field(default_factory=list)
+    #: the weight was quantized after a transposition
+    turned: bool = False
+    #: shares other than zero of the weight's gradient, and of that of the used values; their cosine
+    own_density: list[float] = field(default_factory=list)
+    used_density: list[float] = field(default_factory=list)
+    cosine: list[float] = field(default_factory=list)
     rewritten: Spot | None = None
     random: bool = False
     name: str = ""
@@ -98,13 +104,14 @@ class QuantizerWatch:
                 continue
             seen.was_trained = seen.was_trained or parameter.grad is not None
             arriving, seen.arriving = seen.arriving, None
-            if arriving is None or parameter.grad is None or parameter.grad.shape != parameter.shape:
+            gradient = parameter.grad
+            if gradient is None or not is_plain(gradient) or not seen.steps:
                 continue
-            own = sample(seen.watch, parameter.grad)
-            cosine = float(torch.nn.functional.cosine_similarity(own, arriving, dim=0))
-            seen.densities.append(
-                (float((own != 0).double().mean()), float((arriving != 0).double().mean()), cosine)
-            )
+            own = sample(seen.watch, gradient)
+            seen.own_density.append(_density(own))
+            if arriving is not None:
+                seen.used_density.append(_density(arriving))
+                seen.cosine.append(float(torch.nn.functional.cosine_similarity(own, arriving, dim=0)))
         self.lineage.step_begins(optimizer, step)
 
     def fall_asleep(self) -> None:
@@ -118,7 +125,7 @@ class QuantizerWatch:
     def _on_rounding(self, made: Made, tensor: Tensor) -> None:
         numel = max((root.numel for root in made.roots), default=0)
         if numel // 2 <= tensor.numel() <= 2 * numel:
-            flat = tensor.detach().reshape(-1)
+            flat = (tensor.int_repr() if tensor.is_quantized else tensor.detach()).reshape(-1)
             flat = flat.view(torch.uint8) if flat.element_size() == 1 else flat.to(torch.float64)
             made.codes = Watch.of(flat.numel(), _SAMPLE).view(flat).reshape(-1).clone()
 
@@ -182,7 +189,7 @@ class QuantizerWatch:
         if made.roots != {seen.root}:
             return  # several parameters in one: their own values say nothing of its error
         weight = sample(seen.watch, parameter)
-        whole = _as_parameter(use.tensor, made, seen.root)
+        whole, seen.turned = _as_parameter(use.tensor, made, seen.root)
         used = sample(seen.watch, whole)
         found = fidelity(use.step, parameter.detach(), whole, seen.watch)
         seen.first, seen.last = seen.first or found, found
@@ -197,13 +204,8 @@ class QuantizerWatch:
             return "buffer"
         if not use.tensor.requires_grad:
             return "cut"
-        found = reach([use.tensor])
-        if not any(leaf is parameter for leaf in found.leaves):
-            return "cut"
-        if any(leaf is parameter for leaf in found.only_zero):
-            seen.zero_nodes |= found.zero_nodes
-            return "zero derivative"
-        return "open"
+        found, seen.zero_nodes = route(use.tensor, parameter)
+        return found
 
     def _note_codes(self, seen: _Seen, step: int, made: Made) -> None:
         codes = made.codes
@@ -224,33 +226,36 @@ class QuantizerWatch:
         devices = [used.device] if used.device.type == "cuda" else []
         try:
             with torch.random.fork_rng(devices=devices):
-                fresh = _as_parameter(remade(made), made, seen.root)
+                fresh, _ = _as_parameter(remade(made), made, seen.root)
         except (CannotRemake, RuntimeError):
             return
         share = float((sample(seen.watch, fresh) != used).double().mean())
         seen.stale = max(seen.stale or 0.0, share)
 
     def _arrive(self, seen: _Seen, layout: tuple[tuple[int, ...], ...], made: Made, gradient: Tensor) -> None:
-        with torch.no_grad():
+        """Note the gradient of the used values. Called by autograd: nothing may go wrong here."""
+        with suppress(Exception), torch.no_grad():
             size, stride, (offset,) = layout
             flat = gradient.new_zeros(max(math.prod(made.size), seen.root.numel))
             flat.as_strided(size, stride, offset).copy_(gradient)
             if flat.numel() != seen.root.numel:
                 return
-            arrived = sample(seen.watch, flat.reshape(seen.root.shape))
+            whole = flat.reshape(seen.root.shape[::-1]).t() if seen.turned else flat.reshape(seen.root.shape)
+            arrived = sample(seen.watch, whole)
             seen.arriving = arrived if seen.arriving is None else seen.arriving + arrived
 
     # ------------------------------------------------------------------ afterwards
 
     def look(self, models: Models) -> None:
         """Note the names of the weights while they live."""
+        buffers: dict[int, str] | None = None
         for seen in self._seen.values():
             parameter = seen.root.alive()
             if parameter is not None:
-                owner = models.owner(parameter)
-                seen.name = owner.name if owner is not None else seen.name
-            elif seen.buffer is not None and not seen.buffer.memory.gone:
-                seen.name = models.buffer_name(seen.buffer.memory.key) or seen.name
+                seen.name = models.name(parameter) or seen.name
+            elif seen.buffer is not None:
+                buffers = models.buffer_names() if buffers is None else buffers
+                seen.name = _buffer_name(seen.buffer, buffers) or seen.name
 
     def evidence(self, place: Callable[[Spot | None], Place | None]) -> tuple[Quantizer, ...]:
         """Return what was seen, by the weights' names."""
@@ -273,7 +278,7 @@ class QuantizerWatch:
             function=seen.function,
             zero_nodes=tuple(sorted(seen.zero_nodes)),
             cut_at_entry=seen.entry is not None and seen.entry.cut,
-            was_trained=seen.was_trained or seen.root.loaded,
+            was_trained=seen.was_trained or seen.root.loaded or not seen.root.drawn,
             carries_gradient=seen.carries_gradient,
             levels=seen.levels,
             seen=len(seen.steps),
@@ -292,27 +297,48 @@ class QuantizerWatch:
             (start, first), (end, last) = seen.first_codes, seen.codes[-1]
             share = float((first != last).double().mean()) if first.shape == last.shape else 1.0
             record = replace(record, changed_share=share, span_steps=end - start)
-        if seen.densities:
-            own, arriving, cosine = (_mean([d[i] for d in seen.densities]) for i in range(3))
-            record = replace(record, gradient_density=own, used_density=arriving, gradient_cosine=cosine)
-        return record
+        return replace(
+            record,
+            gradient_density=_mean(seen.own_density),
+            used_density=_mean(seen.used_density),
+            gradient_cosine=_mean(seen.cosine),
+        )
+
+
+def _density(gradient: Tensor) -> float:
+    return float((gradient != 0).double().mean())
+
+
+def _buffer_name(used: Made, names: dict[int, str]) -> str:
+    """Return the name of the largest buffer that used values are, or were made of; "" for none."""
+    found: list[tuple[int, str]] = []
+    todo, seen = [used], {id(used)}
+    while todo:
+        made = todo.pop()
+        if not made.memory.gone and made.memory.key in names:
+            found.append((math.prod(made.size), names[made.memory.key]))
+        for parent in parents(made):
+            if id(parent) not in seen:
+                seen.add(id(parent))
+                todo.append(parent)
+    return max(found, default=(0, ""))[1]
 
 
 def _layout(tensor: Tensor) -> tuple[tuple[int, ...], ...]:
     return tuple(tensor.shape), tuple(tensor.stride()), (int(tensor.storage_offset()),)
 
 
-def _as_parameter(tensor: Tensor, made: Made, root: Root) -> Tensor:
-    """Return a made tensor, or any view of it, in the shape of its parameter."""
+def _as_parameter(tensor: Tensor, made: Made, root: Root) -> tuple[Tensor, bool]:
+    """Return a made tensor, or any view of it, in the shape of its parameter; and whether it was turned."""
     if math.prod(made.size) != root.numel or tensor.dtype != made.dtype:
-        return tensor.detach().reshape(root.shape)
+        return tensor.detach().reshape(root.shape), False
     base = tensor.detach().as_strided(made.size, made.stride, made.offset).reshape(root.shape)
     parameter = root.alive()
     if parameter is None or len(root.shape) != 2 or made.size != root.shape[::-1]:
-        return base
+        return base, False
     turned = base.reshape(made.size).t()  # quantized after a transposition: whichever is the closer one
-    closer = (turned - parameter).square().sum() < (base - parameter).square().sum()
-    return turned if bool(closer) else base
+    closer = bool((turned - parameter).square().sum() < (base - parameter).square().sum())
+    return (turned, True) if closer else (base, False)
 
 
 def _function(entry: Entry | None) -> str:
@@ -324,7 +350,8 @@ def _function(entry: Entry | None) -> str:
 def _moved(ends: tuple[Tensor, Tensor] | None, weights: tuple[Tensor, Tensor] | None = None) -> float:
     if ends is None:
         return 0.0
-    norm = float((weights or ends)[0].norm())
+    # codes, whose scale follows after the product, are larger than the weight, and move by their own norm
+    norm = max(float(first.norm()) for first, _ in (ends, weights or ends))
     return float((ends[1] - ends[0]).norm()) / norm if norm else 0.0
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from precdoctor.evidence import Cast, Place
-from precdoctor.observe.models import Models, Owner
+from precdoctor.observe.models import Models, Owner, place_in
 from precdoctor.observe.provenance import Provenance
 from precdoctor.observe.watch import Watch, is_plain
 
@@ -103,6 +103,12 @@ class Registry:
     def look(self, optimizers: list[tuple[int, torch.optim.Optimizer]]) -> None:
         """Note what is known now of every live parameter; called a few times during a run."""
         self.models.refresh()
+        self.models.in_optimizers = {
+            id(p): place_in(type(o).__qualname__, group, position)
+            for _, o in optimizers
+            for group, settings in enumerate(o.param_groups)
+            for position, p in enumerate(settings["params"])
+        }
         stepped: dict[int, Tensor] = {}
         for index, optimizer in optimizers:
             self._note_optimizer(index, optimizer)

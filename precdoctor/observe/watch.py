@@ -69,12 +69,13 @@ class Watch:
 def is_plain(tensor: Tensor) -> bool:
     """Tell whether a tensor is an ordinary one, with elements in memory that can be looked at.
 
-    Of others (subclasses that wrap tensors, sparse or meta ones) not even a weak reference is held:
-    torch swaps subclasses in place when a module moves, and refuses tensors that have one; under
+    Of others (subclasses that wrap tensors, sparse, meta or quantized ones) not even a weak reference is
+    held: torch swaps subclasses in place when a module moves, and refuses tensors that have one; under
     `torch.__future__.set_swap_module_params_on_conversion` all of them.
     """
     ordinary = type(tensor) in (Tensor, torch.nn.Parameter) and tensor.layout == torch.strided
-    return ordinary and not tensor.is_meta and not torch.__future__.get_swap_module_params_on_conversion()
+    special = tensor.is_meta or tensor.is_quantized
+    return ordinary and not special and not torch.__future__.get_swap_module_params_on_conversion()
 
 
 def limit_for(numels: list[int], element_sizes: list[int], watch: int | None, memory: float) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from precdoctor.evidence import Evidence, Parameter, Place, Quantizer
 from precdoctor.rules.finding import Location
-from precdoctor.rules.reading import MIN_STEPS, locations, optimizer_of
+from precdoctor.rules.reading import MIN_STEPS, gets_gradient, locations, optimizer_of
 from precdoctor.rules.wording import count, several
 
 #: share of the used values' gradient density that a straight-through estimator passes on at least
@@ -24,6 +24,8 @@ class Quantized:
 
     quantizer: Quantizer
     parameter: Parameter | None
+    #: another parameter of its optimizer gets gradient
+    others_get_gradient: bool = False
 
 
 def quantized(evidence: Evidence) -> list[Quantized]:
@@ -35,7 +37,11 @@ def quantized(evidence: Evidence) -> list[Quantized]:
         if quantizer.route == "buffer":
             found.append(Quantized(quantizer=quantizer, parameter=None))
         elif parameter is not None and parameter.trainable and optimizer_of(evidence, parameter) is not None:
-            found.append(Quantized(quantizer=quantizer, parameter=parameter))
+            others = any(
+                p.optimizer == parameter.optimizer and p is not parameter and gets_gradient(p)
+                for p in evidence.parameters
+            )
+            found.append(Quantized(quantizer=quantizer, parameter=parameter, others_get_gradient=others))
     return found
 
 
@@ -47,16 +53,23 @@ def severed_as(item: Quantized) -> str:
     quantizer, parameter = item.quantizer, item.parameter
     if quantizer.kind != "quantizer" or parameter is None:
         return ""
-    gradient = parameter.gradient
-    if quantizer.route == "cut" and gradient.present == 0 and gradient.absent >= MIN_STEPS:
-        return "cut"
-    zero = gradient.present >= MIN_STEPS and gradient.all_zero == gradient.present
-    if zero and quantizer.route in ("zero derivative", "custom function"):
-        return "zero derivative"
+    gradient, route = parameter.gradient, quantizer.route
     density, used, cosine = quantizer.gradient_density, quantizer.used_density, quantizer.gradient_cosine
-    if density is None or used is None or cosine is None or quantizer.numel < MIN_ELEMENTS:
+    if gradient.present == 0:
+        # where nothing gets gradient, something clears it after the function has returned it
+        none = route == "cut" or (route == "custom function" and item.others_get_gradient)
+        return "cut" if none and gradient.absent >= MIN_STEPS else ""
+    if gradient.present >= MIN_STEPS and gradient.all_zero == gradient.present:
+        zero = route == "zero derivative" or (route == "custom function" and used != 0)
+        return "zero derivative" if zero else ""
+    if density is None or quantizer.numel < MIN_ELEMENTS:
         return ""
-    return "scale only" if density < MIN_DENSITY * used and cosine < MIN_COSINE else ""
+    if route == "cut":  # what gradient there is comes by a scale that follows after the product
+        return "scale only" if density < MIN_DENSITY else ""
+    if used is None or cosine is None or cosine >= MIN_COSINE:
+        return ""
+    by_scale = route in ("zero derivative", "scale only") or density < MIN_DENSITY * used
+    return "scale only" if by_scale else ""
 
 
 def explained_by_quantizer(evidence: Evidence) -> frozenset[str]:

@@ -44,12 +44,15 @@ class SeveredQuantizer(Rule):
     ## Criterion
 
     An error where the used values are rounded from one trainable parameter of an optimizer and, at all of at
-    least 3 observed steps, its gradient was None (cut), or exactly zero and the graph leads there through
-    nodes of zero derivative only; or where fewer than a tenth of the elements get gradient that the used
-    values get, with a cosine of less than 0.3 to theirs (the scale alone: 0.0129 and 0.064 were measured;
-    straight-through: 1.0 and 0.98). A warning for a quantized buffer behind which no parameter is left, whose
-    values were drawn in this run and never trained or loaded, without a trainable matrix beside it, while
-    gradient goes through it to others.
+    least 3 observed steps, its gradient was None (cut, or a custom function returns none while others of the
+    optimizer get theirs), or exactly zero and the graph leads there through nodes of zero derivative or
+    custom functions only. And where gradient arrives by the scale alone: its cosine with that of the used
+    values is below 0.3, and fewer than a tenth of the elements get it that the used values get (0.064 and
+    0.0129 were measured; straight-through: 0.98 and 1.0), or the graph leads there through tensors of less
+    than half the weight's size only; or, where the scale follows after the product and the codes are cut
+    off, fewer than a tenth of the elements get any. A warning for a quantized buffer behind which no
+    parameter is left, whose values were drawn in this run and never trained or loaded, without a trainable
+    matrix beside it, while gradient goes through it to others.
 
     ## Blind spots
 
@@ -94,17 +97,21 @@ class SeveredQuantizer(Rule):
         many = len(members) > 1
         whom = f"{len(members)} quantized weights" if many else first.parameter
         them = "them" if many else "it"
+        share = f"{percent(first.gradient_density or 0)} of the elements get gradient"
+        if first.gradient_cosine is not None:
+            share += f", with a cosine of {number(first.gradient_cosine)} to that of the used values"
+        own = f"the backward of a custom function at {call}{at(place)} returns"
         what = {
-            "cut": f"{call}{at(place)} {_cut(first.cut_at_entry, many)}",
-            "zero derivative": (
-                f"{call}{at(place)} leads back to {them} through "
-                f"{several(first.zero_nodes) or 'a rounding'} only, whose derivative is zero"
-            ),
-            "scale only": (
-                f"through {call}{at(place)} only the scale is differentiated, "
-                f"{percent(first.gradient_density or 0)} of the elements get gradient, with a cosine of "
-                f"{number(first.gradient_cosine)} to that of the used values"
-            ),
+            "cut": own + " no gradient"
+            if first.route == "custom function"
+            else f"{call}{at(place)} {_cut(first.cut_at_entry, many)}",
+            "zero derivative": own + " zeros"
+            if first.route == "custom function"
+            else f"{call}{at(place)} leads back to {them} through "
+            f"{several(first.zero_nodes) or 'a rounding'} only, whose derivative is zero",
+            "scale only": f"{own} little: {share}"
+            if first.route == "custom function"
+            else f"through {call}{at(place)} only the scale is differentiated: {share}",
         }[how]
         text = (
             f"{whom} {'get' if many else 'gets'} {'almost no' if how == 'scale only' else 'no'} gradient, "

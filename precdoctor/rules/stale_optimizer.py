@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 from precdoctor.evidence import Evidence, Optimizer
 from precdoctor.rules.finding import Finding, Severity, Subject
 from precdoctor.rules.orphans import orphans
 from precdoctor.rules.prescriptions import ranked
+from precdoctor.rules.quantized import explained_by_quantizer
 from precdoctor.rules.reading import locations
 from precdoctor.rules.rule import Rule
 from precdoctor.rules.wording import at, count, several, short_type
@@ -57,7 +59,12 @@ class StaleOptimizer(Rule):
     @classmethod
     def criterion(cls, evidence: Evidence) -> list[Finding]:
         """Return one finding per optimizer that holds stale tensors."""
-        return [cls._finding(evidence, optimizer) for optimizer in evidence.optimizers if optimizer.stale]
+        explained = explained_by_quantizer(evidence)
+        optimizers = [
+            replace(o, stale=tuple(name for name in o.stale if name not in explained))
+            for o in evidence.optimizers
+        ]
+        return [cls._finding(evidence, optimizer) for optimizer in optimizers if optimizer.stale]
 
     @classmethod
     def _finding(cls, evidence: Evidence, optimizer: Optimizer) -> Finding:
