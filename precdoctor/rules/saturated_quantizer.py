@@ -93,7 +93,8 @@ class SaturatedQuantizer(Rule):
             "clipped": f"{percent(last.clipped_share)} of {worst.parameter} lie beyond the largest value "
             "that is used of it: the scale is too small",
             "flushed": f"{percent(last.flushed_share)} of {worst.parameter} are used as zero, at "
-            f"{number(last.sqnr_db)} dB of signal to quantization noise: the scale is too large, or missing",
+            f"{number(last.sqnr_db)} dB of signal to quantization noise: the scale is too large, zero or "
+            "missing",
         }[how]
         if len(members) > 1:
             what = f"{who(members)}: {what}"
@@ -138,6 +139,9 @@ class SaturatedQuantizer(Rule):
                 f"{percent(site.clipped_share)} of the values other than 0 that {name} quantizes"
                 f"{at(site.place)} lie beyond its range after {site.last_step:,} steps{grown}: its scale "
                 "does not follow them."
+                if site.clipped_share > CLIPPED_DATA
+                else f"{percent(site.non_finite_share)} of the values that {name} quantizes{at(site.place)} "
+                f"are not finite after {site.last_step:,} steps."
             ),
             locations=locations([site.place]),
             measured={

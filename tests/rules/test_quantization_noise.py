@@ -1,0 +1,88 @@
+"""PD603: each number of its criterion from both sides."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from precdoctor.evidence import Evidence, Quantizer
+from precdoctor.rules.quantization_noise import QuantizationNoise
+from precdoctor.rules.saturated_quantizer import SaturatedQuantizer
+from tests.rules.build import evidence, fidelity, parameter, quantizer
+
+judge = QuantizationNoise.criterion
+
+
+def run(*quantizers: Quantizer) -> Evidence:
+    weights = [parameter(q.parameter, shape=(64, 64), format="float32") for q in quantizers]
+    return evidence(*weights, quantizers=quantizers)
+
+
+def layers(count: int = 3, sqnr_db: float = 19.0) -> list[Quantizer]:
+    return [quantizer(f"layers.{i}.weight", last=fidelity(sqnr_db=sqnr_db)) for i in range(count)]
+
+
+def noisy(sqnr_db: float | None, **changes: Any) -> Quantizer:
+    return quantizer("outlier.weight", last=fidelity(sqnr_db=sqnr_db), **changes)
+
+
+def test_finds_the_layer_that_is_much_noisier_than_the_others() -> None:
+    (finding,) = judge(run(*layers(), noisy(6.0)))
+    assert (finding.rule, finding.severity) == ("PD603", "warning")
+    assert [s.name for s in finding.subjects] == ["outlier.weight"]
+    assert "keeps 6 dB" in finding.message
+    assert "the median of the other 3 quantized weights is 19 dB" in finding.message
+    keep, block = finding.prescriptions
+    assert (keep.remedy, block.remedy) == ("keep-float32", "block-scale")
+    assert "25.0% of the quantized elements" in keep.why
+
+
+@pytest.mark.parametrize(("sqnr_db", "found"), [(9.9, True), (10.0, False)])
+def test_ten_decibels_are_enough(sqnr_db: float, found: bool) -> None:
+    assert len(judge(run(*layers(), noisy(sqnr_db)))) == found
+
+
+@pytest.mark.parametrize(("others", "found"), [(17.1, True), (17.0, False)])
+def test_it_stands_out_by_eight_decibels(others: float, found: bool) -> None:
+    assert len(judge(run(*layers(sqnr_db=others), noisy(9.0)))) == found
+
+
+@pytest.mark.parametrize(("count", "found"), [(2, False), (3, True)])
+def test_three_others_make_a_median(count: int, found: bool) -> None:
+    assert len(judge(run(*layers(count), noisy(5.0)))) == found
+
+
+def test_a_coarse_grid_that_all_layers_share_is_a_choice() -> None:
+    assert judge(run(*layers(8, sqnr_db=4.4))) == []  # signs and a mean
+
+
+def test_a_layer_without_error_is_no_peer() -> None:
+    assert judge(run(*layers(2), quantizer("exact", last=fidelity(sqnr_db=None)), noisy(5.0))) == []
+
+
+@pytest.mark.parametrize(
+    ("flushed", "sqnr_db", "found"),
+    [(0.51, 5.9, True), (0.5, 5.9, False), (0.51, 6.0, False), (0.81, 20.0, True), (0.8, 20.0, False)],
+)
+def test_finds_a_grid_on_which_most_of_a_weight_is_zero(flushed: float, sqnr_db: float, found: bool) -> None:
+    coarse = quantizer(last=fidelity(flushed_share=flushed, sqnr_db=sqnr_db))
+    findings = judge(run(coarse))
+    assert len(findings) == found
+    if found:
+        assert "the grid is too coarse for what shares a scale" in findings[0].message
+        assert findings[0].prescriptions[0].remedy == "block-scale"
+
+
+@pytest.mark.parametrize(("reach", "noise"), [(0.72, True), (1.39, True), (0.71, False), (1.41, False)])
+def test_a_scale_that_does_not_follow_the_largest_weight_is_another_illness(
+    reach: float, noise: bool
+) -> None:
+    coarse = run(quantizer(last=fidelity(flushed_share=0.9, sqnr_db=1.0, reach=reach)))
+    assert len(judge(coarse)) == noise
+    assert len(SaturatedQuantizer.criterion(coarse)) == (not noise)
+
+
+def test_casts_and_buffers_are_not_judged() -> None:
+    assert judge(run(*layers(), noisy(5.0, kind="cast"))) == []
+    assert judge(run(*layers(), quantizer("codes", route="buffer", last=None))) == []
