@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import gc
 import platform
 import sys
 import time
@@ -17,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from precdoctor.evidence import Backward, Cast, Evidence, Forward, Parameter, Place, Run, Scaler
+from precdoctor.evidence import Backward, Cast, Evidence, Forward, Parameter, Place, Run
 from precdoctor.observe import assemble
+from precdoctor.observe.calls import Calls
 from precdoctor.observe.compiling import CompileWatch
 from precdoctor.observe.frames import Spot, UserCode
 from precdoctor.observe.graph import reach
@@ -81,7 +81,9 @@ class Doctor:
         self._provenance, self._on_step = provenance, on_step
         code = provenance.code if provenance is not None else UserCode()
         self._instruments = Instruments(code)
-        self._probe = OperationProbe(self._instruments.all) if probe else None
+        self._calls = Calls(code, lambda: self._monitor, self._is_looking, self._instruments.cast_of)
+        looking = (*self._instruments.all, *self._calls.instruments)
+        self._probe = OperationProbe(looking) if probe else None
         self._monitor = StepMonitor(
             Schedule(every=every, budget=budget, stride=stride),
             watch=watch,
@@ -97,7 +99,6 @@ class Doctor:
         self._usage = Usage() if probe else None
         self._compile = CompileWatch(self._on_compile)
         self._future: dict[int, dict[int, tuple[tuple[int, float], ...]]] = {}
-        self._scalers: tuple[Scaler, ...] = ()
         self._backward: Backward | None = None
         self._walks: list[tuple[bool, set[int], set[int], set[str]]] = []
         self._leaves: dict[int, weakref.ref[Tensor]] = {}
@@ -129,6 +130,7 @@ class Doctor:
         self._attached = False
         self._end = time.perf_counter()
         self._monitor.detach()
+        self._calls.detach()
         self._compile.detach()
         self._ties.homes.detach()
         if self._usage is not None:
@@ -146,6 +148,7 @@ class Doctor:
         self._started_at = datetime.datetime.now().astimezone()
         self._start = time.perf_counter()
         self._monitor.attach()
+        self._calls.attach()
         self._ties.homes.attach()
         if self._usage is not None and self._probe is not None:
             self._usage.start()
@@ -161,6 +164,9 @@ class Doctor:
         self.detach()
 
     # ------------------------------------------------------------------ while it runs
+
+    def _is_looking(self) -> bool:
+        return self._probe is not None and self._probe.awake
 
     def _on_compile(self) -> None:
         if self._usage is not None and self._probe is not None:
@@ -183,6 +189,7 @@ class Doctor:
             self._monitor.quietly(lambda: self._ties.look(self._registry.models, self._monitor.steps))
 
     def _after_step(self, steps: int) -> None:
+        self._calls.stepped(steps)
         if self._on_step is None:
             return
         try:
@@ -192,15 +199,15 @@ class Doctor:
             raise
 
     def look(self, *, schedules: bool = True) -> None:
-        """Note what is known now of models, masters, scalers and schedulers; they may be gone later."""
+        """Note what is known now of models, masters and schedulers; they may be gone later."""
         live = [(r, o) for r in self._monitor.records if (o := r.optimizer()) is not None]
         quietly = self._monitor.quietly
         quietly(lambda: self._registry.look([(record.index, optimizer) for record, optimizer in live]))
         quietly(lambda: self._instruments.look(self._registry.models))
+        quietly(lambda: self._calls.look(self._registry.models))
         quietly(self._resolve_walks)
         if schedules:
             quietly(lambda: self._look_ahead(live))
-            quietly(self._look_at_scalers)
 
     def _look_ahead(self, live: list[tuple[Record, torch.optim.Optimizer]]) -> None:
         schedulers = live_schedulers()
@@ -208,9 +215,6 @@ class Doctor:
             ahead = future(optimizer, record.steps, schedulers)
             if ahead:
                 self._future[record.index] = ahead
-
-    def _look_at_scalers(self) -> None:
-        self._scalers = _scalers() or self._scalers
 
     def _on_backward(self, losses: Sequence[Tensor], place: Place | None) -> None:
         self._backwards += 1
@@ -298,8 +302,8 @@ class Doctor:
             optimizers=optimizers,
             backward=self._backward,
             forwards=self._forwards(),
-            scalers=self._scalers,
             **self._instruments.evidence(self._place),
+            **self._calls.evidence(self._place),
             ties=self._ties.evidence(self._place),
             probed=self._probe is not None and self._probe.looked,
             losses=_loss_values(self._losses),
@@ -340,12 +344,6 @@ class Doctor:
         share = lost / max(intended, 1)
         text = f"step {evidence.run.steps}: {len(rows)} parameters, {share:.1%} of updates lost"
         return text + (f", {len(frozen)} frozen: {', '.join(frozen[:3])}" if frozen else "")
-
-
-def _scalers() -> tuple[Scaler, ...]:
-    kind = torch.amp.GradScaler
-    found = [o for o in gc.get_objects() if issubclass(type(o), kind)]
-    return tuple(Scaler(enabled=s.is_enabled(), scale=float(s.get_scale())) for s in found)
 
 
 def _loss_values(losses: list[tuple[int, Tensor]]) -> tuple[tuple[int, float], ...]:

@@ -1,10 +1,13 @@
 """Evidence: what was seen, as plain numbers; the spine of precdoctor. Imports no torch."""
 
+from precdoctor.evidence.checkpoints import Snapshot
 from precdoctor.evidence.codec import EvidenceError, from_json, load, save, to_json
 from precdoctor.evidence.histogram import Binades, Histogram
+from precdoctor.evidence.integers import IntegerUse, LostIntegers
 from precdoctor.evidence.place import Place
 from precdoctor.evidence.predictions import Predicted, Predictions
 from precdoctor.evidence.quantizers import DataQuantizer, Fidelity, Quantizer
+from precdoctor.evidence.randoms import CoarseUniform
 from precdoctor.evidence.records import (
     SCHEMA,
     Backward,
@@ -19,12 +22,13 @@ from precdoctor.evidence.records import (
     Optimizer,
     Parameter,
     Run,
-    Scaler,
     State,
     Updates,
     Weight,
     WindowedEdq,
 )
+from precdoctor.evidence.regions import Product, Region
+from precdoctor.evidence.scaling import Bypass, EarlyClip, Scaler
 from precdoctor.evidence.ties import Tie
 
 __all__ = [
@@ -32,9 +36,12 @@ __all__ = [
     "Backward",
     "Bench",
     "Binades",
+    "Bypass",
     "Cast",
+    "CoarseUniform",
     "DataQuantizer",
     "Decay",
+    "EarlyClip",
     "Evidence",
     "EvidenceError",
     "Example",
@@ -43,14 +50,19 @@ __all__ = [
     "Gradient",
     "Group",
     "Histogram",
+    "IntegerUse",
+    "LostIntegers",
     "Optimizer",
     "Parameter",
     "Place",
     "Predicted",
     "Predictions",
+    "Product",
     "Quantizer",
+    "Region",
     "Run",
     "Scaler",
+    "Snapshot",
     "State",
     "Tie",
     "Updates",

@@ -8,10 +8,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from precdoctor.evidence.checkpoints import Snapshot
 from precdoctor.evidence.histogram import Binades, Histogram
+from precdoctor.evidence.integers import LostIntegers
 from precdoctor.evidence.place import Place
 from precdoctor.evidence.predictions import Predictions
 from precdoctor.evidence.quantizers import DataQuantizer, Quantizer
+from precdoctor.evidence.randoms import CoarseUniform
+from precdoctor.evidence.regions import Product, Region
+from precdoctor.evidence.scaling import Scaler
 from precdoctor.evidence.ties import Tie
 
 SCHEMA = "precdoctor.evidence/1"
@@ -317,14 +322,6 @@ class Forward:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Scaler:
-    """A gradient scaler at the end of the run."""
-
-    enabled: bool
-    scale: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
     """The run itself."""
 
@@ -363,6 +360,15 @@ class Evidence:
     #: where models were called in the first steps; empty when that was not observed
     forwards: tuple[Forward, ...] = ()
     scalers: tuple[Scaler, ...] = ()
+    #: autocast regions, and the products of forward passes that ran in none
+    regions: tuple[Region, ...] = ()
+    products_outside: tuple[Product, ...] = ()
+    #: integers and evenly spaced numbers that lost digits on their way to something that depends on them
+    integers: tuple[LostIntegers, ...] = ()
+    #: what uniform random numbers of 16 bits were used for
+    uniforms: tuple[CoarseUniform, ...] = ()
+    #: trained weights that lost digits on the way to or from a checkpoint
+    snapshots: tuple[Snapshot, ...] = ()
     #: quantizers of weights; empty when the operation probe did not run
     quantizers: tuple[Quantizer, ...] = ()
     #: quantizers of data, such as activations, that clamp and round

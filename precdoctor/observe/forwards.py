@@ -69,6 +69,16 @@ class Forwards:
         return tuple(forwards)
 
 
+def innermost_module(frame: FrameType | None) -> nn.Module | None:
+    """Return the innermost module whose forward is running, from a frame outwards."""
+    while frame is not None:
+        if frame.f_code is CALL:
+            found = frame.f_locals["self"]
+            return found if isinstance(found, nn.Module) else None
+        frame = frame.f_back
+    return None
+
+
 def _called(code: CodeType, instruction: int) -> str:
     """Return the source of what an instruction calls, such as "self.model"; nothing before Python 3.11."""
     if not hasattr(code, "co_positions"):

@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
+
 from precdoctor.evidence import Place
 from precdoctor.observe.clipping import ClippingWatch
 from precdoctor.observe.frames import Spot, UserCode
+from precdoctor.observe.integers import IntegerWatch
+from precdoctor.observe.made import Made
 from precdoctor.observe.models import Models
 from precdoctor.observe.operations import Instrument
 from precdoctor.observe.predictions import PredictionWatch
 from precdoctor.observe.quantizers import QuantizerWatch
+from precdoctor.observe.randoms import RandomWatch
 
 
 class Instruments:
@@ -21,16 +26,25 @@ class Instruments:
         self.quantizers = QuantizerWatch(code)
         self.clipping = ClippingWatch(code, lambda t: self.quantizers.lineage.made(t) is not None)
         self.predictions = PredictionWatch(code)
+        self.integers = IntegerWatch(code)
+        self.randoms = RandomWatch(code)
 
     @property
     def all(self) -> tuple[Instrument, ...]:
         """Return them all."""
-        return self.quantizers, self.clipping, self.predictions
+        return self.quantizers, self.clipping, self.predictions, self.integers, self.randoms
 
     def look(self, models: Models) -> None:
         """Note the names of what was seen while it lives."""
         self.quantizers.look(models)
         self.clipping.look(models)
+        self.integers.look(models)
+        self.randoms.look(models)
+
+    def cast_of(self, tensor: Tensor) -> Spot | None:
+        """Return the line that made a tensor from a parameter, where that was seen."""
+        made = self.quantizers.lineage.made(tensor)
+        return made.entry.inner if isinstance(made, Made) and made.entry is not None else None
 
     def evidence(self, place: Callable[[Spot | None], Place | None]) -> dict[str, Any]:
         """Return what was seen, by the field of `Evidence`."""
@@ -38,4 +52,6 @@ class Instruments:
             "quantizers": self.quantizers.evidence(place),
             "data_quantizers": self.clipping.evidence(place),
             "predictions": self.predictions.evidence(place),
+            "integers": self.integers.evidence(place),
+            "uniforms": self.randoms.evidence(place),
         }

@@ -164,6 +164,16 @@ class StepMonitor:
         """Return the number of steps observed in detail, of the optimizer that was observed most."""
         return max((r.observed for r in self.records), default=0)
 
+    @property
+    def busy(self) -> bool:
+        """Tell whether this thread does something of ours: a step then is none of the run's."""
+        return self._thread.busy
+
+    @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """Return the optimizers that have made a step and are alive."""
+        return [o for record in self.records if (o := record.optimizer()) is not None]
+
     def attach(self) -> None:
         """Register the hooks."""
         self._started = time.process_time()

@@ -4,21 +4,31 @@ from __future__ import annotations
 
 from precdoctor.rules.approaching_freeze import ApproachingFreeze
 from precdoctor.rules.broken_tie import BrokenTie
+from precdoctor.rules.bypassed_scaler import BypassedScaler
+from precdoctor.rules.clip_before_unscale import ClipBeforeUnscale
+from precdoctor.rules.coarse_random import CoarseRandom
+from precdoctor.rules.collapsed_loss_scale import CollapsedLossScale
 from precdoctor.rules.context_free_plateau import ContextFreePlateau
 from precdoctor.rules.frozen_parameter import FrozenParameter
+from precdoctor.rules.inactive_autocast import InactiveAutocast
+from precdoctor.rules.inexact_integer import InexactInteger
 from precdoctor.rules.missing_gradient import MissingGradient
+from precdoctor.rules.needless_scaler import NeedlessScaler
 from precdoctor.rules.one_sided_update import OneSidedUpdate
 from precdoctor.rules.orphan_parameter import OrphanParameter
+from precdoctor.rules.position_collision import PositionCollision
 from precdoctor.rules.quantization_noise import QuantizationNoise
 from precdoctor.rules.rule import Rule
 from precdoctor.rules.saturated_quantizer import SaturatedQuantizer
 from precdoctor.rules.severed_gradient import SeveredGradient
 from precdoctor.rules.severed_quantizer import SeveredQuantizer
 from precdoctor.rules.stagnant_second_moment import StagnantSecondMoment
+from precdoctor.rules.stale_autocast_cache import StaleAutocastCache
 from precdoctor.rules.stale_optimizer import StaleOptimizer
 from precdoctor.rules.stale_quantized_weight import StaleQuantizedWeight
 from precdoctor.rules.swallowed_update import SwallowedUpdate
 from precdoctor.rules.swallowed_weight_decay import SwallowedWeightDecay
+from precdoctor.rules.truncated_checkpoint import TruncatedCheckpoint
 from precdoctor.rules.truncated_weight import TruncatedWeight
 from precdoctor.rules.vanishing_epsilon import VanishingEpsilon
 
@@ -33,12 +43,22 @@ CATALOGUE: tuple[type[Rule], ...] = (
     SeveredGradient,  # PD202
     StagnantSecondMoment,  # PD301
     VanishingEpsilon,  # PD303
+    InactiveAutocast,  # PD401
+    CollapsedLossScale,  # PD402
+    ClipBeforeUnscale,  # PD403
+    BypassedScaler,  # PD404
+    NeedlessScaler,  # PD405
     StaleOptimizer,  # PD406
     OrphanParameter,  # PD407
+    StaleAutocastCache,  # PD408
+    PositionCollision,  # PD502
+    InexactInteger,  # PD508
+    CoarseRandom,  # PD509
     SeveredQuantizer,  # PD601
     StaleQuantizedWeight,  # PD602
     QuantizationNoise,  # PD603
     SaturatedQuantizer,  # PD604
     BrokenTie,  # PD605
     ContextFreePlateau,  # PD606
+    TruncatedCheckpoint,  # PD702
 )

@@ -30,9 +30,8 @@ class StaleQuantizedWeight(Rule):
 
     A copy of the weight, quantized or cast to 16 bits, was made once and is used again and again: a cache
     whose key does not change with the weight (`_version` is not advanced by a fused optimizer step, nor by
-    updates through `.data`; `data_ptr()` never changes), or autocast's own cache in a region that spans the
-    optimizer step. A note, where the copy is made anew and hardly a code changes: the updates lie in the
-    grid's dead zone.
+    updates through `.data`; `data_ptr()` never changes). A note, where the copy is made anew and hardly a
+    code changes: the updates lie in the grid's dead zone. Casts that autocast keeps are PD408.
 
     ## Why it hurts
 
@@ -56,12 +55,11 @@ class StaleQuantizedWeight(Rule):
 
     ## Remedies
 
-    Quantize in every forward pass, or make the cache anew after each optimizer step. Open autocast around the
-    forward pass only.
+    Quantize in every forward pass, or make the cache anew after each optimizer step.
 
     ## References
 
-    - PyTorch documentation, torch.amp: autocast caches casts of leaves "for the duration of the region"
+    - PyTorch documentation, Autograd mechanics: `_version` counts in-place operations that autograd sees
     """
 
     id: ClassVar[str] = "PD602"
@@ -72,16 +70,16 @@ class StaleQuantizedWeight(Rule):
     def criterion(cls, evidence: Evidence) -> list[Finding]:
         """Return a finding per quantizer whose values are stale, and a note per dead zone."""
         items = quantized(evidence)
-        stale = [i for i in items if is_stale(i)]
-        found = [cls._stale(evidence, members) for members in by_quantizer(stale)]
-        dead = [i for i in items if i not in stale and _is_dead(i)]
+        old = [i for i in items if is_stale(i)]
+        stale = [i for i in old if not is_kept_by_autocast(evidence, i)]  # the others are PD408
+        found = [cls._stale(members) for members in by_quantizer(stale)]
+        dead = [i for i in items if i not in old and _is_dead(i)]
         return found + [cls._dead(members) for members in by_quantizer(dead)]
 
     @classmethod
-    def _stale(cls, evidence: Evidence, members: list[Quantized]) -> Finding:
+    def _stale(cls, members: list[Quantized]) -> Finding:
         worst = max(members, key=lambda i: i.quantizer.weight_moved).quantizer
         cast = worst.kind == "cast"
-        region = next((f for f in evidence.forwards if f.autocast == worst.format), None) if cast else None
         made = f"cast to {worst.format}" if cast else "quantized"
         where = at(worst.rounding or worst.place)
         text = (
@@ -92,13 +90,7 @@ class StaleQuantizedWeight(Rule):
         )
         if worst.stale_share is not None:
             text += f"; made anew, {percent(worst.stale_share)} of the values would differ"
-        if region is not None:
-            text += "; autocast keeps its casts until its region ends, and this one spans optimizer steps"
-        why = (
-            "open the autocast region for each forward pass, or with cache_enabled=False"
-            if region is not None
-            else "quantize in every forward pass, or drop the cache after each optimizer step"
-        )
+        why = "quantize in every forward pass, or drop the cache after each optimizer step"
         last = worst.last
         return Finding(
             rule=cls.id,
@@ -153,6 +145,15 @@ def is_stale(item: Quantized) -> bool:
     if quantizer.stale_share is not None and quantizer.stale_share < MIN_STALE:
         return False
     return quantizer.used_moved < MAX_FOLLOWING * quantizer.weight_moved
+
+
+def is_kept_by_autocast(evidence: Evidence, item: Quantized) -> bool:
+    """Tell whether a stale copy of a weight is a cast that autocast keeps."""
+    quantizer = item.quantizer
+    if quantizer.kind != "cast" or not is_stale(item):
+        return False
+    cast_in = any(r.enabled and r.format == quantizer.format for r in evidence.regions)
+    return cast_in or any(f.autocast == quantizer.format for f in evidence.forwards)
 
 
 def _is_dead(item: Quantized) -> bool:

@@ -32,8 +32,8 @@ def vital_signs(evidence: Evidence, findings: Sequence[Finding]) -> tuple[VitalS
         _learning_rate(evidence),
         _updates(evidence, grave),
         _states(evidence, grave),
-        _forward(evidence),
-        _loss_scaling(evidence),
+        _forward(evidence, grave),
+        _loss_scaling(evidence, grave),
         _quantizers(evidence, grave),
     )
 
@@ -170,8 +170,11 @@ def _states(evidence: Evidence, grave: Sequence[Finding]) -> VitalSign:
     )
 
 
-def _forward(evidence: Evidence) -> VitalSign:
+def _forward(evidence: Evidence, grave: Sequence[Finding]) -> VitalSign:
     name = "forward values stay finite and exact"
+    named = _named(grave, ("PD401", "PD408", "PD502", "PD508", "PD509"))
+    if named:
+        return _ill(name, named)
     ill = [p for p in evidence.parameters if p.weight is not None and p.weight.non_finite]
     if ill:
         return _ill(name, f"weights are inf or NaN: {several([p.name for p in ill])}")
@@ -184,8 +187,11 @@ def _forward(evidence: Evidence) -> VitalSign:
     return _unknown(name, f"values inside the model are not judged{seen}")
 
 
-def _loss_scaling(evidence: Evidence) -> VitalSign:
+def _loss_scaling(evidence: Evidence, grave: Sequence[Finding]) -> VitalSign:
     name = "loss scaling is alive"
+    ill = _named(grave, ("PD402", "PD403", "PD404"))
+    if ill:
+        return _ill(name, ill)
     enabled = [s for s in evidence.scalers if s.enabled]
     if not evidence.scalers and not was_stepped(evidence):
         return _unknown(name, _NO_STEP)

@@ -32,6 +32,11 @@ def count(amount: int, noun: str) -> str:
     return f"{amount:,} {noun}{'' if amount == 1 else 's'}"
 
 
+def loss_scale(value: float) -> str:
+    """Return a loss scale: "65,536", "0.00195"."""
+    return f"{value:,.0f}" if math.isfinite(value) and value >= 1 else number(value)
+
+
 def several(names: Sequence[str], shown: int = 3) -> str:
     """Return names in a row; beyond ``shown`` of them, how many more there are."""
     if len(names) <= shown:

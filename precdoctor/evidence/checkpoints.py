@@ -1,0 +1,37 @@
+"""What was seen of weights that were saved in, or loaded from, a coarser format than they are trained in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from precdoctor.evidence.place import Place
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """Trained weights that lost digits on the way to, or from, a checkpoint; by the line that did it."""
+
+    kind: Literal["saved", "loaded"]
+    #: format of the weights, and that in the checkpoint
+    trained: str
+    format: str
+    #: the line that saved or loaded, and the one that cast, where that is known
+    place: Place | None = None
+    cast: Place | None = None
+    #: times, and optimizer steps made before the first and the last
+    times: int = 0
+    first_step: int = 0
+    last_step: int = 0
+    #: names of the weights in the checkpoint, and number of their elements
+    parameters: tuple[str, ...] = ()
+    numel: int = 0
+    #: optimizer state was saved, or loaded, with them: training is to go on from here
+    with_optimizer: bool = False
+    #: the full weights were saved as well
+    with_full: bool = False
+    #: the line that loaded them into weights which this process then trained on
+    loaded_back: Place | None = None
+    #: of the elements looked at: share that rounding changed, and its size (rms) relative to the weights
+    changed_share: float = 0.0
+    relative_error: float = 0.0

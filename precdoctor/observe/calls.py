@@ -1,0 +1,72 @@
+"""What shows in calls of torch, wrapped while the Doctor is attached: scalers, autocast, checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from precdoctor.evidence import Place
+from precdoctor.observe.autocast import RegionWatch
+from precdoctor.observe.checkpoints import CheckpointWatch
+from precdoctor.observe.frames import Spot, UserCode
+from precdoctor.observe.models import Models
+from precdoctor.observe.operations import Instrument
+from precdoctor.observe.scaling import ScalingWatch
+from precdoctor.observe.steps import StepMonitor
+
+
+class Calls:
+    """The watches of calls.
+
+    ``monitor`` returns the step monitor, ``cast_of`` the line that cast a tensor; ``looking`` tells whether
+    operations are looked at now.
+    """
+
+    def __init__(
+        self,
+        code: UserCode,
+        monitor: Callable[[], StepMonitor],
+        looking: Callable[[], bool],
+        cast_of: Callable[[Tensor], Spot | None],
+    ) -> None:
+        def quietly(act: Callable[[], None]) -> bool:
+            return monitor().quietly(act)
+
+        self._scaling = ScalingWatch(code, quietly, lambda: monitor().busy)
+        self._regions = RegionWatch(code, quietly, looking)
+        self._checkpoints = CheckpointWatch(code, quietly, lambda: monitor().optimizers, cast_of)
+
+    @property
+    def instruments(self) -> tuple[Instrument, ...]:
+        """Return those that look at operations as well."""
+        return self._scaling, self._regions
+
+    def attach(self) -> None:
+        """Wrap the functions."""
+        for watch in (self._scaling, self._regions, self._checkpoints):
+            watch.attach()
+
+    def detach(self) -> None:
+        """Put them back; what was seen stays."""
+        for watch in (self._checkpoints, self._regions, self._scaling):
+            watch.detach()
+
+    def stepped(self, steps: int) -> None:
+        """Take note that an optimizer has made a step; ``steps`` were made in all."""
+        self._regions.stepped(steps)
+        self._checkpoints.stepped(steps)
+
+    def look(self, models: Models) -> None:
+        """Note the names of what was seen while it lives."""
+        self._scaling.look(models)
+
+    def evidence(self, place: Callable[[Spot | None], Place | None]) -> dict[str, Any]:
+        """Return what was seen, by the field of `Evidence`."""
+        return {
+            "scalers": self._scaling.evidence(place),
+            "regions": self._regions.evidence(place),
+            "products_outside": self._regions.outside(),
+            "snapshots": self._checkpoints.evidence(place),
+        }

@@ -1,0 +1,135 @@
+"""PD509: random numbers formed in a format too coarse for what is made of them."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+from precdoctor.evidence import CoarseUniform, Evidence
+from precdoctor.rules.finding import Finding, Subject
+from precdoctor.rules.prescriptions import ranked
+from precdoctor.rules.reading import locations
+from precdoctor.rules.rule import Rule
+from precdoctor.rules.wording import at, number, percent
+
+#: numbers drawn from which the ends of the range should have been seen
+MIN_DRAWN = 256
+#: draws expected nearer to the singularity than the nearest seen: none came with a chance of e^-16
+GAP = 16.0
+#: draws at the singularity, or at one place next to it, and how many times more that is than expected
+MIN_ATOMS, ATOMS = 4, 100.0
+#: standard deviations, and share, by which a probability must be off
+SIGMAS, OFF = 6.0, 0.25
+
+
+class CoarseRandom(Rule):
+    """Uniform random numbers are drawn in 16 bits, and what is made of them needs finer ones.
+
+    ## What it means
+
+    `torch.rand_like(x)` takes the format of `x`: near 1 neighbours are 1/256 apart in bfloat16, 1/2048 in
+    float16, and a value that rounds to 1 comes as exactly 0, once in some hundred draws. A logarithm, a
+    quantile function or a comparison with a small probability depends on just these ends.
+
+    ## Why it hurts
+
+    Gumbel noise from bfloat16 has a largest value of 5.5 where float32 reaches 16, and with a thousand
+    classes most rows have ties at the top: the samples are biased. log(0) gives infinite noise, or the
+    logarithm of the eps that was to protect it. A mask with a rate of 0.1 % is never set.
+
+    ## Criterion
+
+    A warning where at least 256 uniform numbers drawn in float16 or bfloat16 went into a function with a
+    singularity (log, log1p, 1/x, erfinv, ...), and either none came nearer to it than at a distance within
+    which 16 or more were expected, or some lay on it, or all at one place next to it, 100 times more often
+    than expected. Also where a comparison of such numbers came out, rare side first, more than 25 % and
+    6 standard deviations off its probability.
+
+    ## Blind spots
+
+    Followed through elementwise operations with constants. What a fused operation draws inside (dropout,
+    bernoulli_, exponential_) has its own arithmetic and is fine.
+
+    ## Remedies
+
+    Draw in float32 and cast what comes out: `torch.rand_like(x, dtype=torch.float32)`.
+
+    ## References
+
+    - vllm-project/vllm#34854, pytorch/pytorch#41663, pytorch/pytorch#166853
+    - Maddison et al. 2017, The Concrete Distribution, arXiv 1611.00712
+    """
+
+    id: ClassVar[str] = "PD509"
+    name: ClassVar[str] = "coarse-random"
+    example: ClassVar[str] = "coarse_random.py"
+
+    @classmethod
+    def criterion(cls, evidence: Evidence) -> list[Finding]:
+        """Return a finding per line that draws."""
+        found: dict[object, list[CoarseUniform]] = {}
+        for item in evidence.uniforms:
+            if item.drawn >= MIN_DRAWN and _why(item):
+                found.setdefault(item.place, []).append(item)
+        return [cls._finding(items) for items in found.values()]
+
+    @classmethod
+    def _finding(cls, items: list[CoarseUniform]) -> Finding:
+        first = items[0]
+        functions = [p.function for i in items for p in (i.place, i.used_at) if p is not None and p.function]
+        modules = [i.module for i in items if i.module]
+        return Finding(
+            rule=cls.id,
+            name=cls.name,
+            severity="warning",
+            subjects=(
+                *(Subject(kind="op", name=name) for name in dict.fromkeys(functions or [first.operation])),
+                *(Subject(kind="module", name=name) for name in dict.fromkeys(modules)),
+            ),
+            message=(
+                f"Uniform random numbers are drawn in {first.format}{at(first.place)} ({first.distinct:,} "
+                f"different ones), and {'; '.join(dict.fromkeys(map(_why, items)))}."
+            ),
+            locations=locations([first.place], [i.used_at for i in items]),
+            measured={
+                "format": first.format,
+                "distinct": first.distinct,
+                "drawn": first.drawn,
+                "operation": first.operation,
+                "nearest": min(i.nearest for i in items) if first.use == "tail" else None,
+                "zeros": sum(i.zeros for i in items),
+                "expected": first.expected,
+                "observed": first.observed,
+            },
+            prescriptions=ranked(
+                [("float32-op", "draw them in float32, and cast what is made of them: dtype=torch.float32")]
+            ),
+        )
+
+
+def _why(item: CoarseUniform) -> str:
+    """Return what is wrong with a use; empty where nothing is."""
+    if item.use == "probability":
+        off = abs(item.observed - item.expected)
+        if off <= OFF * item.expected or off <= SIGMAS * math.sqrt(item.expected):
+            return ""
+        return (
+            f"a comparison{at(item.used_at)} came out {item.observed:,.0f} times in {item.drawn:,} where "
+            f"{number(item.expected)} were expected"
+        )
+    what = f"{item.operation}{at(item.used_at)}"
+    if item.zeros >= MIN_ATOMS:
+        share = percent(item.zeros / item.drawn)
+        return f"{what} was given exactly the point where it is infinite {item.zeros:,} times ({share})"
+    expected = item.drawn * item.nearest
+    if expected > GAP:
+        return (
+            f"{what} never saw its tail: nothing nearer than {number(item.nearest)}, where "
+            f"{number(expected)} of {item.drawn:,} draws were expected; none exceeds {number(item.largest)}"
+        )
+    if item.nearest_count >= max(MIN_ATOMS, ATOMS * expected):
+        return (
+            f"{what} was given the same number next to where it is infinite {item.nearest_count:,} times in "
+            f"{item.drawn:,}"
+        )
+    return ""

@@ -1,0 +1,121 @@
+"""PD702: weights are saved in a coarser format than they are trained in, and training goes on from there."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from precdoctor.evidence import Evidence, Snapshot
+from precdoctor.rules.finding import Finding, Severity, Subject
+from precdoctor.rules.prescriptions import ranked
+from precdoctor.rules.reading import locations, stepped
+from precdoctor.rules.rule import Rule
+from precdoctor.rules.wording import at, count, number, percent
+
+
+class TruncatedCheckpoint(Rule):
+    """A checkpoint to go on from holds the weights in a coarser format than they are trained in.
+
+    ## What it means
+
+    Weights that are trained in float32 are rounded to 16 bits when they are saved, beside the optimizer's
+    state, or loaded from such a file together with it.
+
+    ## Why it hurts
+
+    Late in training a step is much smaller than half an ulp of bfloat16. Each resumption throws away what was
+    learnt since the last one, and the loss jumps back; with a job that is pre-empted every hour the weights
+    never leave their place. Of 60 jobs of 5 steps each 14 % of the way was kept.
+
+    ## Criterion
+
+    Of the weights that an optimizer steps in float32, some are saved rounded to float16 or bfloat16, are not
+    saved in full at the same step, and rounding changed them. An error where this process loaded such weights
+    again and trained on from there; a warning where state of an optimizer was saved at the same step, or
+    weights were loaded in 16 bits together with the state of their optimizer. Weights alone, to be used and
+    not trained on, are no finding, nor are pretrained weights in 16 bits that a new optimizer starts from.
+
+    ## Blind spots
+
+    `torch.save`, `Module.load_state_dict` and `Optimizer.load_state_dict` are seen; files that other
+    libraries write are not. State that holds float32 copies of the weights in another shape is taken for
+    none.
+
+    ## Remedies
+
+    Save the weights as they are trained, and a rounded copy beside them for use.
+
+    ## References
+
+    - TensorAuto/OpenTau#185, facebookresearch/fairseq#2681, NVIDIA/apex#42
+    """
+
+    id: ClassVar[str] = "PD702"
+    name: ClassVar[str] = "truncated-checkpoint"
+    example: ClassVar[str] = "truncated_checkpoint.py"
+
+    @classmethod
+    def criterion(cls, evidence: Evidence) -> list[Finding]:
+        """Return a finding per line that saves, and per one that loads what nobody was seen to save."""
+        saved = [s for s in evidence.snapshots if s.kind == "saved" and _severity(s)]
+        known = {s.loaded_back for s in saved}
+        loaded = [
+            s for s in evidence.snapshots if s.kind == "loaded" and s.with_optimizer and s.place not in known
+        ]
+        return [cls._finding(evidence, snapshot) for snapshot in (*saved, *loaded)]
+
+    @classmethod
+    def _finding(cls, evidence: Evidence, snapshot: Snapshot) -> Finding:
+        weights = f"{count(len(snapshot.parameters), 'weight')} trained in {snapshot.trained}"
+        if snapshot.kind == "loaded":
+            text = (
+                f"{weights} are loaded in {snapshot.format}{at(snapshot.place)}, together with the state of "
+                "their optimizer: what training had below the last digit is lost"
+            )
+        else:
+            beside = "beside the optimizer's state" if snapshot.with_optimizer else "and loaded again"
+            text = (
+                f"{weights} are saved in {snapshot.format}{at(snapshot.cast or snapshot.place)}, {beside}: "
+                f"rounding changes {percent(snapshot.changed_share)} of the elements by "
+                f"{number(snapshot.relative_error)} of their size (rms)"
+            )
+            step = _step_size(evidence)
+            if step:
+                text += f", as much as {number(snapshot.relative_error / step)} steps of training move them"
+        back = snapshot.loaded_back
+        if back is not None:
+            text += f"; this run goes on from there{at(back)}"
+        names = snapshot.parameters[:20] or ("weights",)
+        return Finding(
+            rule=cls.id,
+            name=cls.name,
+            severity=_severity(snapshot) or "warning",
+            subjects=tuple(Subject(kind="parameter", name=name) for name in names),
+            message=text + ".",
+            locations=locations([snapshot.cast or snapshot.place], [snapshot.place, back]),
+            measured={
+                "weights": len(snapshot.parameters),
+                "elements": snapshot.numel,
+                "format": snapshot.format,
+                "changed_share": snapshot.changed_share,
+                "relative_error": snapshot.relative_error,
+                "times": snapshot.times,
+            },
+            prescriptions=ranked(
+                [("full-checkpoint", f"save the weights in {snapshot.trained}, as they are trained")]
+            ),
+        )
+
+
+def _severity(snapshot: Snapshot) -> Severity | None:
+    """Return how grave a snapshot is that was saved; None for weights that nobody trains on from."""
+    if snapshot.with_full:
+        return None
+    if snapshot.kind == "saved" and snapshot.loaded_back is not None:
+        return "error"
+    return "warning" if snapshot.with_optimizer else None
+
+
+def _step_size(evidence: Evidence) -> float:
+    """Return by how much a step is meant to change the median weight, relative to it; 0 where not known."""
+    sizes = sorted(i.updates.relative_rms for i in stepped(evidence) if i.updates.relative_rms > 0)
+    return sizes[len(sizes) // 2] if sizes else 0.0

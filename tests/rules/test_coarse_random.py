@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from precdoctor.evidence import CoarseUniform, Place
+from precdoctor.rules.coarse_random import CoarseRandom
+from precdoctor.rules.finding import Finding
+from tests.rules.build import evidence, parameter
+
+DRAWN, USED = (
+    Place(file="train.py", line=7, function="gumbel"),
+    Place(file="train.py", line=8, function="gumbel"),
+)
+
+
+def judged(**changes: Any) -> list[Finding]:
+    values: dict[str, Any] = {
+        "format": "bfloat16",
+        "use": "tail",
+        "place": DRAWN,
+        "used_at": USED,
+        "operation": "log",
+        "drawn": 32768,
+        "distinct": 1094,
+        "nearest": 1 / 32768,
+        "nearest_count": 1,
+    }
+    return CoarseRandom.criterion(evidence(parameter(), uniforms=(CoarseUniform(**{**values, **changes}),)))
+
+
+def test_noise_that_comes_as_near_as_it_should_is_healthy() -> None:
+    assert not judged()
+
+
+@pytest.mark.parametrize(("nearest", "ill"), [(15 / 32768, False), (17 / 32768, True)])
+def test_a_gap_before_the_singularity_cuts_the_tail_off(nearest: float, ill: bool) -> None:
+    found = judged(nearest=nearest, largest=5.53)
+    assert bool(found) == ill
+    if ill:
+        assert found[0].severity == "warning"
+        assert [x.place for x in found[0].locations] == [DRAWN, USED]
+        assert [s.name for s in found[0].subjects] == ["gumbel"]
+
+
+@pytest.mark.parametrize(("zeros", "ill"), [(3, False), (4, True)])
+def test_numbers_on_the_singularity_are_ill(zeros: int, ill: bool) -> None:
+    assert bool(judged(zeros=zeros)) == ill
+
+
+def test_numbers_that_eps_saved_from_it_are_ill() -> None:
+    assert judged(nearest=1e-20, nearest_count=70)
+    assert not judged(nearest=1e-20, nearest_count=1)
+
+
+@pytest.mark.parametrize(
+    ("expected", "observed", "ill"),
+    [
+        (100.0, 124.0, False),
+        (1000.0, 1240.0, False),
+        (1000.0, 1260.0, True),
+        (30.0, 0.0, False),
+        (40.0, 0.0, True),
+    ],
+)
+def test_a_probability_must_be_off_by_a_quarter_and_surely(
+    expected: float, observed: float, ill: bool
+) -> None:
+    assert bool(judged(use="probability", operation="lt", expected=expected, observed=observed)) == ill
+
+
+def test_a_few_draws_say_nothing() -> None:
+    assert not judged(drawn=255, nearest=0.5)

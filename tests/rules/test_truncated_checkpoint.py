@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from precdoctor.evidence import Place, Snapshot
+from precdoctor.rules.finding import Finding
+from precdoctor.rules.truncated_checkpoint import TruncatedCheckpoint
+from tests.rules.build import evidence, parameter
+
+SAVED, CAST, LOADED = (Place(file="train.py", line=n) for n in (15, 14, 26))
+
+
+def snapshot(**changes: Any) -> Snapshot:
+    values: dict[str, Any] = {
+        "kind": "saved",
+        "trained": "float32",
+        "format": "bfloat16",
+        "place": SAVED,
+        "cast": CAST,
+        "times": 1,
+        "parameters": ("0.weight", "0.bias"),
+        "numel": 1088,
+        "changed_share": 1.0,
+        "relative_error": 0.0015,
+    }
+    return Snapshot(**{**values, **changes})
+
+
+def judged(*snapshots: Snapshot) -> list[Finding]:
+    return TruncatedCheckpoint.criterion(evidence(parameter(format="float32"), snapshots=snapshots))
+
+
+def test_rounded_weights_beside_the_optimizers_state_are_a_warning() -> None:
+    (finding,) = judged(snapshot(with_optimizer=True))
+    assert finding.severity == "warning"
+    assert [(x.place, x.role) for x in finding.locations] == [(CAST, "cause"), (SAVED, "site")]
+    assert [s.name for s in finding.subjects] == ["0.weight", "0.bias"]
+    assert "1.5 steps of training" in finding.message
+
+
+def test_rounded_weights_alone_are_for_use() -> None:
+    assert not judged(snapshot())
+
+
+def test_rounded_weights_beside_the_full_ones_are_healthy() -> None:
+    assert not judged(snapshot(with_optimizer=True, with_full=True))
+
+
+@pytest.mark.parametrize("with_optimizer", [True, False])
+def test_a_run_that_goes_on_from_them_is_an_error(with_optimizer: bool) -> None:
+    (finding,) = judged(snapshot(with_optimizer=with_optimizer, loaded_back=LOADED))
+    assert finding.severity == "error"
+    assert f"this run goes on from there at {LOADED.file}:{LOADED.line}" in finding.message
+
+
+def test_rounded_weights_that_come_with_the_state_of_their_optimizer_are_a_warning() -> None:
+    loaded = snapshot(kind="loaded", place=LOADED, cast=None, with_optimizer=True)
+    (finding,) = judged(loaded)
+    assert (finding.severity, finding.locations[0].place) == ("warning", LOADED)
+    assert not judged(snapshot(kind="loaded", place=LOADED))
+
+
+def test_what_was_seen_to_be_saved_is_told_once() -> None:
+    saved = snapshot(with_optimizer=True, loaded_back=LOADED)
+    assert len(judged(saved, snapshot(kind="loaded", place=LOADED, with_optimizer=True))) == 1
