@@ -25,4 +25,4 @@ def test_quick_start_is_two_commands_of_one_line_that_respect_the_constraints() 
     for block in blocks:
         assert block.count("\n") == 1
         assert block.startswith("pip install -c constraints.txt ")
-    assert blocks[1].endswith("&& pytest\n")
+    assert blocks[1].endswith("&& pytest -n auto\n")
