@@ -13,7 +13,7 @@ from precdoctor.observe.watch import Watch
 #: a weight beyond this multiple of the largest used magnitude is clipped; less is rounding of the scale
 _BEYOND = 1.001
 #: used values larger than the weight by this factor are codes: their scale follows after the product
-_CODES = 2.0
+CODES = 2.0
 
 
 def sample(watch: Watch, tensor: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ def fidelity(step: int, parameter: Tensor, used: Tensor, watch: Watch) -> Fideli
 def _in_units_of(parameter: Tensor, used: Tensor) -> Tensor:
     weight = parameter.detach().double()
     largest = float(used.abs().max())
-    if not math.isfinite(largest) or largest <= _CODES * float(weight.abs().max()):
+    if not math.isfinite(largest) or largest <= CODES * float(weight.abs().max()):
         return used
     rows, codes = (t.flatten(1) if t.dim() > 1 else t.reshape(1, -1) for t in (weight, used))
     scale = (rows * codes).sum(1, keepdim=True) / codes.square().sum(1, keepdim=True).clamp(min=1e-300)
@@ -62,15 +62,19 @@ def _clipped_share(weight: Tensor, seen: Tensor, size: Tensor, watch: Watch, eps
     Where all codes but 0 have one magnitude (signs, ternary weights), there is no range to leave.
     """
     rows = size.flatten(1) if size.dim() > 1 else size.reshape(1, -1)
-    shares = [0.0]
-    for largest in (rows.amax().expand(len(rows), 1), rows.amax(1, keepdim=True)):
-        # w + (q - w) differs from q by a rounding of either
-        tolerance = 2 * eps * largest
-        inside = (rows > tolerance) & (rows < largest - tolerance)
-        has_range = inside.any() if len(shares) == 1 else inside.any(1, keepdim=True)
-        last = sample(watch, largest.expand(rows.shape).reshape(size.shape))
-        ranged = sample(watch, (has_range & (largest > 0)).expand(rows.shape).reshape(size.shape))
-        near = seen.abs() >= last - 2 * eps * (last + weight.abs())
-        clipped = near & (weight.abs() > _BEYOND * last) & (ranged > 0)
+    row_max = rows.amax(1, keepdim=True)
+    # w + (q - w) differs from q by a rounding of either
+    inside = (rows > 2 * eps * row_max) & (rows < (1 - 2 * eps) * row_max)
+    has_range = sample(watch, inside.any(1, keepdim=True).expand(rows.shape).reshape(size.shape)) > 0
+    # of a row the largest weight may be rounded down by half the distance of the last two codes
+    rounding = (row_max - torch.where(rows < (1 - 2 * eps) * row_max, rows, 0).amax(1, keepdim=True)) / 2
+    shares = []
+    for largest, slack in (
+        (rows.amax().expand(row_max.shape), torch.zeros_like(row_max)),
+        (row_max, rounding),
+    ):
+        last, slack = (sample(watch, t.expand(rows.shape).reshape(size.shape)) for t in (largest, slack))
+        got_last = seen.abs() >= last - 2 * eps * (last + weight.abs())
+        clipped = got_last & (weight.abs() > _BEYOND * (last + slack)) & has_range
         shares.append(float(clipped.double().mean()))
     return max(shares)

@@ -25,6 +25,8 @@ from precdoctor.observe.watch import is_plain
 
 #: sites kept, and tensors that are followed
 _SITES, _TAGS = 256, 20_000
+#: largest error of a difference that is told, as a share of its spread
+_MOST_SHARE = 1000.0
 #: smaller tensors are not compared with one another
 FEWEST = 8
 
@@ -44,6 +46,7 @@ SUMS = named("add sub rsub")
 FACTORS = named("mul div")
 _WAVES = named("sin cos tan sinc polar")
 REMAINDERS = named("remainder fmod")
+_ARITHMETIC = SUMS | FACTORS | REMAINDERS | _WAVES | named("nan_to_num log log1p sqrt pow tanh sigmoid")
 _COMPARED = named("eq ne lt le gt ge")
 #: look-ups, and the place of the index among the arguments
 _LOOKUPS = {
@@ -151,6 +154,9 @@ class IntegerTrails:
         outputs = operation.outputs
         tag = max((t for t in tags if t is not None), key=lambda t: (t.site is not None, t.error))
         others = [t for t, known in zip(inputs, tags, strict=True) if known is None]
+        infinite = tag.site is not None and tag.site.worst is not None and tag.site.worst.overflowed
+        if infinite and tag.site is not None and (name in _ARITHMETIC or name in PRODUCTS):
+            self.use(operation, tag.site, "infinity", float("inf"))
         if name in _LOOKUPS and self._looked_up(operation, name):
             return
         if name in _SETS:
@@ -205,7 +211,7 @@ class IntegerTrails:
             self.drop(out)  # a factor of data: a relative error, as small as any other
             return
         factor = 1.0
-        for value in [*numbers, *(float(t.abs().max()) if t.numel() else 0.0 for t in constants)]:
+        for value in [*numbers, *(float(t.double().abs().max()) if t.numel() else 0.0 for t in constants)]:
             factor *= abs(float(value))
         if divided and constants:
             factor = smallest(operation)
@@ -234,10 +240,11 @@ class IntegerTrails:
             spread = float(out.double().std())
             both = sum(t is not None and t.site is not None for t in tags) > 1
             source = max(float(t.abs().max()) for t, known in zip(inputs, tags, strict=True) if known is tag)
-            if spread and both:
-                self.use(operation, tag.site, "difference", tag.error / spread)
-            elif spread and float(out.abs().max()) <= source / 8:
-                self.use(operation, tag.site, "offset", tag.error / spread)
+            share = min(tag.error / spread, _MOST_SHARE) if spread else _MOST_SHARE
+            if both:
+                self.use(operation, tag.site, "difference", share)
+            elif float(out.abs().max()) <= source / 8:
+                self.use(operation, tag.site, "offset", share)
         self.put(out, tag.site, tag.error, tag.unit)
 
     def _product(self, operation: Operation, tag: Tag, inputs: list[Tensor], tags: list[Tag | None]) -> None:
@@ -292,6 +299,7 @@ def _record(site: Site, place: Callable[[Spot | None], Place | None]) -> LostInt
         place=place(site.spot),
         module=site.name,
         sequence=site.sequence,
+        one_per_row=worst.one_per_row,
         times=site.times,
         numbers=worst.numbers,
         distinct_before=worst.distinct_before,

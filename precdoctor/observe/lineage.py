@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from precdoctor.observe.frames import Spot, UserCode
-from precdoctor.observe.made import Entry, Made, Memory, Ref, Root, Values, storage_key
+from precdoctor.observe.made import Entry, Made, Memory, Ref, Root, Values, recipe, storage_key
 from precdoctor.observe.operations import Operation, tensors_in
 from precdoctor.observe.watch import is_plain
 
@@ -48,6 +48,7 @@ new_zeros new_ones new_empty new_full new_empty_strided
 """
 _TEMPLATES = frozenset(f"aten::{name}" for name in _TEMPLATES_TEXT.split())
 _ADDS = {"aten::add": 1.0, "aten::add_": 1.0, "aten::sub": -1.0, "aten::sub_": -1.0}
+_JOINS = ("aten::cat", "aten::stack")
 _SAME = frozenset(("aten::clone", "aten::alias", "aten::contiguous", "aten::_to_copy", "aten::copy_"))
 #: what calls the forward of a custom autograd function
 _APPLY = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
@@ -100,6 +101,8 @@ class Lineage:
         self._made: dict[int, Made] = {}
         self._data: dict[int, Memory] = {}
         self._noise: dict[int, Memory] = {}
+        #: what was made in this step, by how it was made
+        self._alike: dict[tuple[Any, ...], Made] = {}
         self._written: Tensor | None = None
 
     # ------------------------------------------------------------------ told by the probe
@@ -190,6 +193,7 @@ class Lineage:
         for marked in (self._data, self._noise):
             for key in [key for key, memory in marked.items() if memory.gone]:
                 del marked[key]
+        self._alike.clear()
 
     # ------------------------------------------------------------------ what an operation does
 
@@ -296,7 +300,13 @@ class Lineage:
             made.terms = _sum(known, inputs, _ADDS[name])
         elif name in _SAME and len(parents) == 1 and tensor.dtype not in (*_NARROW, *_FLOAT8):
             made.terms = _terms(parents[0])
-        made.values = self._values(name, tensor, made, parents)
+        else:
+            made.terms = self._terms_of_alike(operation, made)
+        spans = [
+            k.span if isinstance(k, Made) else t.numel() for t, k in zip(inputs, known, strict=True) if k
+        ]
+        made.span = sum(spans) if name in _JOINS else max(spans)
+        made.values = self._values(name, inputs, tensor, made, known)
         if made.values == "rounded":
             self._inherit(made, made_parents)
             fresh = any(isinstance(k, Root) or k.values == "continuous" for k in parents)
@@ -309,7 +319,20 @@ class Lineage:
         made.narrow = tensor.dtype if tensor.dtype in _NARROW else narrow
         return made
 
-    def _values(self, name: str, tensor: Tensor, made: Made, parents: list[Made | Root]) -> Values:
+    def _terms_of_alike(self, operation: Operation, made: Made) -> dict[Made | Root, float]:
+        """Return a tensor that was made in this step in the same way: w / s, written twice."""
+        how = recipe(made) if made.output is not None and not _draws(operation) else None
+        known = self._alike.setdefault(how, made) if how is not None else made
+        return {} if known is made else _terms(known)
+
+    def _values(
+        self,
+        name: str,
+        inputs: list[Tensor],
+        tensor: Tensor,
+        made: Made,
+        known: list[Made | Root | None],
+    ) -> Values:
         """Return what the elements are; see `Values`."""
         if name in _TEMPLATES:
             return "scale"
@@ -318,10 +341,13 @@ class Lineage:
             if factor == 1:
                 values = single.values if isinstance(single, Made) else "continuous"
                 return "rounded" if values == "continuous" and _is_grid(tensor) else values
-        smallest = min((r.numel for r in made.roots), default=0)
-        if tensor.numel() < smallest // 2:
+        if tensor.numel() < made.span // 2:
             return "scale"
-        kinds = {k.values if isinstance(k, Made) else "continuous" for k in parents}
+        kinds = {
+            k.values if isinstance(k, Made) else "scale" if t.numel() < made.span // 2 else "continuous"
+            for t, k in zip(inputs, known, strict=True)
+            if k is not None
+        }
         if _rounds(name, tensor) and kinds != {"scale"}:
             return "rounded"
         if "continuous" in kinds:

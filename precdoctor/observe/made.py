@@ -95,6 +95,8 @@ class Made:
     dtype: torch.dtype
     #: the user's line where a parameter enters the chain, and the function that was called there
     entry: Entry | None
+    #: elements of the largest view of a parameter that went in; a result of less than half as many is a scale
+    span: int = 0
     #: the user's line of this operation, kept where it rounds
     spot: Spot | None = None
     #: the last operation of the chain that rounded what was continuous before
@@ -185,6 +187,26 @@ class _Remaking:
         if parameter is None:
             raise CannotRemake("the parameter is gone")
         return parameter.detach()
+
+
+def recipe(made: Made) -> tuple[Any, ...] | None:
+    """Return what two tensors have in common that were made alike; None where that can't be told."""
+    parts = _recipe((made.args, tuple(sorted(made.kwargs.items()))))
+    return None if parts is None else (made.func, made.output, *parts)
+
+
+def _recipe(values: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    found: list[Any] = []
+    for value in values:
+        if isinstance(value, Ref):
+            found.append((id(value.base), value.size, value.stride, value.offset, value.dtype))
+        elif isinstance(value, (list, tuple)):
+            found.append(_recipe(tuple(value)))
+        elif isinstance(value, Tensor):
+            return None
+        else:
+            found.append((type(value), repr(value)))
+    return None if None in found else tuple(found)
 
 
 def parents(made: Made) -> list[Made]:

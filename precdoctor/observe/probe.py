@@ -110,8 +110,7 @@ class OperationProbe:
 
     def _sleep(self) -> None:
         if not self._dormant:
-            for instrument in self.instruments:
-                self.quietly(instrument.fall_asleep)
+            self._each(lambda instrument: instrument.fall_asleep())
         self._dormant = True
         self._settle()
 
@@ -140,8 +139,7 @@ class OperationProbe:
                 return
             self._home = threading.get_ident()
         if self.awake:
-            for instrument in self.instruments:
-                self.quietly(lambda i=instrument: i.step_begins(optimizer, self._steps))  # type: ignore[misc]
+            self._each(lambda instrument: instrument.step_begins(optimizer, self._steps))
         self._in_step = True  # what an optimizer does inside is no matter of the forward pass
 
     def step_ended(self, steps: int) -> None:
@@ -186,8 +184,7 @@ class OperationProbe:
         try:
             schema = getattr(func, "_schema", None)
             if schema is not None and schema.is_mutable:
-                for instrument in self.instruments:
-                    self.quietly(lambda i=instrument: i.before(func, args, kwargs))  # type: ignore[misc]
+                self._each(lambda instrument: instrument.before(func, args, kwargs))
             ran = time.perf_counter()
             out = func(*args, **kwargs)
             done = time.perf_counter()
@@ -201,22 +198,28 @@ class OperationProbe:
                 graded=torch.is_grad_enabled(),
                 frame=frame,
             )
-            for instrument in self.instruments:
-                self.quietly(lambda i=instrument: i.after(operation))  # type: ignore[misc]
+            self._each(lambda instrument: instrument.after(operation))
             self.seconds += time.perf_counter() - done + ran - start
         finally:
             self._paused -= 1
         return out
 
-    def quietly(self, act: Callable[[], None]) -> None:
-        """Do something of ours; whatever goes wrong with that is no matter of the run."""
+    def _each(self, act: Callable[[Instrument], None]) -> None:
+        """Let all instruments do something; whatever goes wrong with that is no matter of the run.
+
+        One that fails looks no more, nor do those after it, which may rely on it.
+        """
         self.pause()  # our own operations are not the run's
         try:
             with torch.no_grad():
-                act()
-        except Exception as error:
-            self._ended = True
-            self.limits[f"looking at operations failed ({type(error).__name__}: {error})"] = None
+                for index, instrument in enumerate(self.instruments):
+                    try:
+                        act(instrument)
+                    except Exception as error:
+                        why = f"{type(instrument).__name__}, {type(error).__name__}: {error}"
+                        self.limits[f"looking at operations failed ({why})"] = None
+                        self.instruments = self.instruments[:index]
+                        break
         finally:
             self.resume()
 

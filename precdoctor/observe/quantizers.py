@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from precdoctor.evidence import Fidelity, Place, Quantizer
-from precdoctor.observe.fidelity import fidelity, sample
+from precdoctor.observe.fidelity import CODES, fidelity, sample
 from precdoctor.observe.frames import Spot, UserCode
 from precdoctor.observe.graph import route
 from precdoctor.observe.lineage import Lineage, Use
@@ -186,7 +186,7 @@ class QuantizerWatch:
         if parameter is None:
             seen.buffer, seen.carries_gradient = made, seen.carries_gradient or use.carries_gradient
             return
-        if made.roots != {seen.root}:
+        if any(2 * r.numel >= seen.root.numel for r in made.roots if r is not seen.root):
             return  # several parameters in one: their own values say nothing of its error
         weight = sample(seen.watch, parameter)
         whole, seen.turned = _as_parameter(use.tensor, made, seen.root)
@@ -342,7 +342,8 @@ def _as_parameter(tensor: Tensor, made: Made, root: Root) -> tuple[Tensor, bool]
 
 
 def _function(entry: Entry | None) -> str:
-    if entry is None or entry.inner.function == entry.spot.function:
+    """Return the name of the function that a weight enters; of one without a name, nothing."""
+    if entry is None or entry.inner.function == entry.spot.function or entry.inner.function.startswith("<"):
         return ""
     return entry.inner.function
 
@@ -350,8 +351,9 @@ def _function(entry: Entry | None) -> str:
 def _moved(ends: tuple[Tensor, Tensor] | None, weights: tuple[Tensor, Tensor] | None = None) -> float:
     if ends is None:
         return 0.0
-    # codes, whose scale follows after the product, are larger than the weight, and move by their own norm
-    norm = max(float(first.norm()) for first, _ in (ends, weights or ends))
+    own, norm = float(ends[0].norm()), float((weights or ends)[0].norm())
+    if own > CODES * norm:  # codes, whose scale follows after the product, move by their own norm
+        norm = own
     return float((ends[1] - ends[0]).norm()) / norm if norm else 0.0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from precdoctor.evidence import Evidence
+from precdoctor.evidence import Evidence, Parameter, Quantizer
 from precdoctor.rules.finding import Finding, Subject
 from precdoctor.rules.prescriptions import ranked
 from precdoctor.rules.quantized import (
@@ -232,8 +232,14 @@ def _is_lost_buffer(evidence: Evidence, item: Quantized) -> bool:
     if quantizer.route != "buffer" or quantizer.was_trained or not quantizer.carries_gradient:
         return False
     holder = quantizer.parameter.rpartition(".")[0]
-    around = {holder, holder.rpartition(".")[0]} if holder else {holder}
-    # an adapter: a trainable matrix in the same module, or in the one around it
-    return not any(
-        p.trainable and len(p.shape) >= 2 and p.name.rpartition(".")[0] in around for p in evidence.parameters
-    )
+    matrices = [p for p in evidence.parameters if p.trainable and len(p.shape) >= 2]
+    return not any(_is_adapter(p, quantizer, holder) for p in matrices)
+
+
+def _is_adapter(matrix: Parameter, quantizer: Quantizer, holder: str) -> bool:
+    """Tell whether a trainable matrix adapts a frozen one: in the same module, or a small one beside it."""
+    if matrix.name.rpartition(".")[0] == holder or (holder and matrix.name.startswith(f"{holder}.")):
+        return True
+    around = holder.rpartition(".")[0]
+    beside = matrix.name.startswith(f"{around}.") if around else "." not in matrix.name
+    return beside and 2 * matrix.numel <= quantizer.numel

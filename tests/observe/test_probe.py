@@ -110,16 +110,22 @@ def test_there_is_no_mode_while_it_sleeps(probed: tuple[OperationProbe, Seen]) -
     assert seen.asleep == 1
 
 
-def test_an_instrument_that_fails_ends_the_look_and_not_the_run(probed: tuple[OperationProbe, Seen]) -> None:
-    probe, seen = probed
+class Failing(Seen):
+    """Fails at the first operation."""
 
-    def fail(_: Operation) -> None:
+    def after(self, operation: Operation) -> None:
         raise ZeroDivisionError("by us")
 
-    seen.after = fail  # type: ignore[method-assign]
+
+def test_an_instrument_that_fails_looks_no_more_and_the_run_goes_on() -> None:
+    before, after = Seen(), Seen()
+    probe = OperationProbe([before, Failing(), after])
+    probe.attach()
     assert torch.equal(torch.ones(2) + 1, torch.full((2,), 2.0))
-    assert probe.limits == {"looking at operations failed (ZeroDivisionError: by us)": None}
-    step(probe, 1)
+    assert probe.limits == {"looking at operations failed (Failing, ZeroDivisionError: by us)": None}
+    assert [name for name, _, _ in before.operations][:2] == ["aten::ones", "aten::add"]
+    assert after.operations == []  # it may rely on the one that failed
+    probe.detach()
     assert depth() == 0
 
 
