@@ -252,6 +252,7 @@ class _Observer:
         self._stack.enter_context(self._intervention)
         self._observe()
         self._intervention.settle()
+        self._stack.callback(self._intervention.unsettle)
 
     def _observe(self) -> None:
         try:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from precdoctor.remedies.casts import FormatFound, widen
 from precdoctor.remedies.intervention import Intervention
+from precdoctor.remedies.keep_float32 import bypass
 from precdoctor.remedies.remedy import Dose, Remedy
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ class FullFloat32(Remedy):
     Casts to float16 and bfloat16 give float32, factory functions that are asked for a 16-bit tensor give
     a float32 one, autocast regions are off and the default dtype is never below float32. Random numbers
     are drawn in the format that was asked for and widened, so that both runs start from the same weights.
+    For findings on quantizers no quantizer acts either: products get the weights themselves.
 
     ## What it buys
 
@@ -41,8 +43,8 @@ class FullFloat32(Remedy):
     widened: ClassVar[int] = 4  # weight, gradient, two moments
 
     @classmethod
-    def apply(cls, _: Dose, run: Intervention) -> None:
-        """Arrange that nothing is computed in 16 bits."""
+    def apply(cls, dose: Dose, run: Intervention) -> None:
+        """Arrange that nothing is computed in 16 bits, nor, with the setting "quantizers", on a grid."""
         import torch
 
         from precdoctor.remedies.float32_mode import Float32Mode
@@ -53,6 +55,8 @@ class FullFloat32(Remedy):
         run.at_exit(mode.leave)
         run.patches.wrap(torch, "set_default_dtype", mode.around_set_default_dtype)
         run.patches.wrap(torch.amp.autocast_mode.autocast, "__init__", _never_enabled)
+        if dose.settings.get("quantizers") == "bypassed":
+            bypass(run)
         # loaded from a file, say: what no cast was seen of
         run.on_optimizer(lambda optimizer: widen(optimizer, found, whole_model=True))
 

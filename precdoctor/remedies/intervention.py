@@ -9,6 +9,7 @@ import gc
 import sys
 import weakref
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, ExitStack
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ class Intervention:
     """A treatment of one run: entered once torch is imported and before a Doctor attaches.
 
     ``dose`` names the remedy ("float32" for the run of comparison); None: nothing is treated. Call
-    `settle` after the Doctor has attached, and `check` at the end.
+    `settle` after the Doctor has attached, `unsettle` before it detaches, and `check` at the end.
     """
 
     def __init__(self, dose: Dose | None = None) -> None:
@@ -35,12 +36,16 @@ class Intervention:
         self.acted = False
         #: what it means that it did not, in a clause
         self.otherwise = "it found nothing to act on"
+        #: acting from outside takes more time than the remedy would: steps are not worth timing
+        self.is_slow = False
         self.patches = Patches()
         self._on_optimizer: list[OnOptimizer] = []
         self._before: list[OnOptimizer] = []
         self._after: list[OnOptimizer] = []
         self._held: list[Callable[[], int]] = []
         self._at_exit: list[Callable[[], None]] = []
+        self._inside: list[AbstractContextManager[Any]] = []
+        self._entered = ExitStack()
         #: optimizers whose step is running, with the frame of torch's hook wrapper
         self._stepping: dict[int, tuple[torch.optim.Optimizer, FrameType]] = {}
         self._handles: list[Any] = []
@@ -74,6 +79,13 @@ class Intervention:
     def at_exit(self, callback: Callable[[], None]) -> None:
         """Call ``callback()`` at the end of the run, the last one first."""
         self._at_exit.append(callback)
+
+    def inside(self, context: AbstractContextManager[Any]) -> None:
+        """Enter a context once a Doctor has attached, and leave it before that detaches.
+
+        Modes of torch lie on a stack: those of the treatment above the Doctor's, which sees what comes of it.
+        """
+        self._inside.append(context)
 
     def held(self, callback: Callable[[], int]) -> None:
         """Count the bytes that ``callback()`` returns as kept by the treatment."""
@@ -142,11 +154,18 @@ class Intervention:
         from torch.optim.optimizer import register_optimizer_step_post_hook
 
         self._handles.append(register_optimizer_step_post_hook(self._after_step))
+        for context in self._inside:
+            self._entered.enter_context(context)
+
+    def unsettle(self) -> None:
+        """Leave what `settle` has entered; call it before the Doctor detaches."""
+        self._entered.close()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.step_ended()
+        self.unsettle()
         self._active = False
         for handle in self._handles:
             handle.remove()

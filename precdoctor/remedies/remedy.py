@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
+from precdoctor.rules.wording import several
+
 if TYPE_CHECKING:
     from precdoctor.remedies.intervention import Intervention
 
@@ -53,6 +55,8 @@ class Remedy:
     #: further ones that it adds, in float32 and in the weight's format
     masters: ClassVar[int] = 0
     remainders: ClassVar[int] = 0
+    #: float32 ones that weights get which had no gradient: gradient and state
+    awakened: ClassVar[int] = 0
 
     @classmethod
     def doses(cls, settings: Mapping[str, float | str]) -> tuple[Mapping[str, float | str], ...]:
@@ -63,7 +67,8 @@ class Remedy:
     def extra_bytes(cls, format_bits: int, _: Mapping[str, float | str] | None = None) -> float:
         """Return the estimated bytes per treated parameter beyond the untreated run (Adam's two moments)."""
         widened = cls.widened * (FLOAT32_BITS - format_bits)
-        return (widened + cls.masters * FLOAT32_BITS + cls.remainders * format_bits) / 8
+        new = (cls.masters + cls.awakened) * FLOAT32_BITS
+        return (widened + new + cls.remainders * format_bits) / 8
 
     @classmethod
     def apply(cls, dose: Dose, run: Intervention) -> None:
@@ -85,7 +90,7 @@ def usual_besides(
 
 def _worded(name: str, value: float | str) -> str:
     if isinstance(value, str):
-        return value
+        return several(value.split(","), shown=1) if "," in value else value
     text = f"{value:.3g}"
     if "e" in text:
         mantissa, exponent = text.split("e")

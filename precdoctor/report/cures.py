@@ -19,12 +19,20 @@ TREATABLE = frozenset(
     (
         "autocast", "master-weights", "stochastic-rounding", "kahan", "float32-state", "float32-island",
         "group-lr", "reinit", "eps", "beta2", "loss-scaling", "plain-optimizer",
-        "ste", "refresh-cache", "float32-latent", "block-scale", "keep-float32",
+        "ste", "refresh-cache", "float32-latent", "block-scale", "keep-float32", "re-tie",
     )
 )  # fmt: skip
 
 #: the tried outcome, or why there is none
 Status = Literal[Outcome, "not tried yet", "not tried", "by hand"]
+
+#: those that `precdoctor fix` can write
+EDITABLE = frozenset(
+    (
+        "autocast", "master-weights", "stochastic-rounding", "kahan", "float32-state", "group-lr", "reinit",
+        "eps", "beta2", "plain-optimizer",
+    )
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

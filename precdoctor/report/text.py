@@ -9,7 +9,7 @@ import click
 from tabulate import tabulate
 
 from precdoctor.report import trials_text, words
-from precdoctor.report.cures import can_be_tried, cures, tried
+from precdoctor.report.cures import EDITABLE, can_be_tried, cures, tried
 from precdoctor.report.quantizer_rows import COLUMNS as QUANTIZER_COLUMNS
 from precdoctor.report.quantizer_rows import KEY as QUANTIZER_KEY
 from precdoctor.report.quantizer_rows import quantizer_rows
@@ -193,10 +193,13 @@ def _footer(report: Report, of: tuple[Row, ...], width: int) -> str:
 def _next(report: Report) -> str:
     run = report.evidence.run
     in_program = run.target == "Doctor"  # there is no command to run again
+    cured = [trial.remedy for trial in tried(report.trials) if trial.outcome == "cured"]
     if report.findings and not in_program and not report.trials and can_be_tried(report):
         command, what = f"precdoctor treat {words.again(run)}", "try the cures"
-    elif not in_program and any(trial.outcome == "cured" for trial in tried(report.trials)):
+    elif not in_program and EDITABLE.intersection(cured):
         command, what = f"precdoctor fix {words.again(run)}", "the cure as a diff"
+    elif not in_program and cured:
+        command, what = f"precdoctor explain {cured[0]}", "the cure, by hand"
     elif report.findings:
         command, what = f"precdoctor explain {report.findings[0].rule}", "what it means, why it hurts"
     elif in_program:

@@ -94,9 +94,10 @@ def main(spec_path: Path) -> None:
     save(evidence, folder / "evidence.json")
     travels = {name: values for track in run.travels for name, values in track.found().items()}
     travel.save(travels, folder / "travel.npz")
+    is_timed = spec["alone"] and not run.is_slow
     result = {
         **_ending(run, evidence),
-        "step_seconds": run.clock.step_seconds if run.clock is not None and spec["alone"] else None,
+        "step_seconds": run.clock.step_seconds if run.clock is not None and is_timed else None,
         "bytes_per_parameter": run.memory.bytes_per_parameter if run.memory is not None else None,
         "sources": dict(_sources(spec, run.main)),
     }

@@ -9,10 +9,13 @@ from precdoctor.evidence import Evidence
 from precdoctor.remedies import REMEDIES, Dose, Remedy
 from precdoctor.rules import Diagnosis, Finding
 from precdoctor.rules.reading import FLOAT32_BITS, format_named
+from precdoctor.trials import FLOAT32
 
 #: remedies that treat some parameters only, with settings solved for these; all others treat the whole run,
 #: so that one trial serves all findings
-SPECIFIC = frozenset(("float32-island", "group-lr", "reinit", "eps", "beta2"))
+SPECIFIC = frozenset(("float32-island", "group-lr", "reinit", "eps", "beta2", "block-scale", "keep-float32"))
+#: remedies of quantizers: what they do is compared with a run in which no quantizer acts
+OF_QUANTIZERS = frozenset(("ste", "refresh-cache", "float32-latent", "block-scale", "keep-float32"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,13 +80,23 @@ def has_low_format(evidence: Evidence, subjects: Collection[str]) -> bool:
     )
 
 
+def reference(evidence: Evidence, findings: Iterable[Finding], subjects: Collection[str]) -> Dose | None:
+    """Return the run that all others are compared with; None where it would be the untreated one."""
+    asked = {cure.remedy for finding in findings for cure in finding.prescriptions}
+    rounds = any(q.kind == "quantizer" or q.rewritten_at is not None for q in evidence.quantizers)
+    rounds = rounds or (evidence.backward is not None and bool(evidence.backward.zero_nodes))
+    if asked & OF_QUANTIZERS and rounds:
+        return Dose(remedy=FLOAT32, settings={"quantizers": "bypassed"})
+    return Dose(remedy=FLOAT32) if has_low_format(evidence, subjects) else None
+
+
 def estimated_bytes(untreated: float, evidence: Evidence, remedy: type[Remedy], dose: Dose) -> float:
     """Return the bytes per parameter to expect, given those of the untreated run."""
     total = sum(p.numel for p in evidence.parameters)
     extra = sum(
         p.numel * remedy.extra_bytes(_bits(p.format), dose.settings)
         for p in evidence.parameters
-        if _bits(p.format) < FLOAT32_BITS
+        if (p.gradient.present == 0 if remedy.awakened else _bits(p.format) < FLOAT32_BITS)
         and p.optimizer is not None
         and (not dose.subjects or p.name in dose.subjects)
     )

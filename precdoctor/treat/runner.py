@@ -18,9 +18,9 @@ from precdoctor.treat.plan import (
     by_hand,
     estimated_bytes,
     grave,
-    has_low_format,
     patients,
     plan,
+    reference,
 )
 from precdoctor.treat.processes import Processes, text_of
 from precdoctor.treat.program import Program
@@ -84,7 +84,8 @@ def treat(
         if not planned:
             tell("nothing can be tried from outside")
             return Treatment(evidence=evidence)
-        ward = _Ward(program, planned, untreated, evidence, patients(findings), tell, started=start)
+        compared = reference(evidence, findings, patients(findings))
+        ward = _Ward(program, planned, compared, untreated, evidence, patients(findings), tell, started=start)
         interrupted = False
         try:
             ward.run(processes)
@@ -100,6 +101,7 @@ class _Ward:
         self,
         program: Program,
         planned: Sequence[Planned],
+        reference: Dose | None,
         untreated: Ran,
         evidence: Evidence,
         subjects: tuple[str, ...],
@@ -110,8 +112,9 @@ class _Ward:
         self._program, self._tell = program, tell
         self._untreated, self._evidence, self._subjects = untreated, evidence, subjects
         self._doses: list[Planned | None] = list(planned)
-        if has_low_format(evidence, subjects):
-            self._doses.insert(0, None)  # the float32 run: what all others are compared with
+        self._reference = Dose(remedy=FLOAT32) if reference is None else reference
+        if reference is not None:
+            self._doses.insert(0, None)
         self._float32: Ran | None = None
         self._done: dict[int, Trial] = {}
         self._told = 0
@@ -121,7 +124,7 @@ class _Ward:
         """Run all trials; those that end before the float32 run wait for it to be judged."""
         started: dict[Future[Ran], int] = {}
         for index, item in enumerate(self._doses):
-            started[processes.start(Dose(remedy=FLOAT32) if item is None else item.dose)] = index
+            started[processes.start(self._reference if item is None else item.dose)] = index
         waiting: list[tuple[int, Ran]] = []
         for future in as_completed(started):
             index, ran = started[future], future.result()
@@ -150,8 +153,14 @@ class _Ward:
         evidence = self._evidence if name == UNTREATED else ran.evidence
         if ran.status != "ran" or evidence is None:
             return dataclasses.replace(trial, error=ran.error, why=f"it failed: {ran.error}")
+        if name == FLOAT32:
+            trial = dataclasses.replace(trial, settings=self._reference.settings)
+            if trial.settings:
+                trial = dataclasses.replace(
+                    trial, why="no quantizer acts: products get the weights themselves"
+                )
         if name == FLOAT32 and ran.bytes_per_parameter is not None:
-            expected = self._estimated(FullFloat32, Dose(remedy=FLOAT32))
+            expected = self._estimated(FullFloat32, self._reference)
             trial = dataclasses.replace(trial, bytes_per_parameter_estimated=expected)
         return measure(trial, evidence, judged_by(self._subjects, self._evidence))
 

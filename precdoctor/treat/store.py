@@ -38,7 +38,8 @@ class Ran:
     #: None where the process died before it could write any
     evidence: Evidence | None = None
     travels: travel.Travels | None = None
-    #: median step without observing; None where other trials ran at the same time
+    #: median step without observing; None where other trials ran at the same time, or the treatment itself
+    #: took time
     step_seconds: float | None = None
     bytes_per_parameter: float | None = None
     #: what the program printed

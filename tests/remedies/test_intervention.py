@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import nn
@@ -34,6 +37,26 @@ def test_calls_in_order_of_a_life() -> None:
         step(optimizer)
     step(optimizer)
     assert seen == ["made", "first", "before", "after", "before", "after", "exit"]
+
+
+def test_what_is_inside_is_entered_after_a_doctor_and_left_before_it() -> None:
+    seen: list[str] = []
+
+    @contextlib.contextmanager
+    def inside() -> Iterator[None]:
+        seen.append("entered")
+        yield
+        seen.append("left")
+
+    intervention = Intervention()
+    intervention.inside(inside())
+    intervention.at_exit(lambda: seen.append("exit"))
+    with intervention:
+        seen.append("doctor attaches")
+        intervention.settle()
+        intervention.unsettle()
+        seen.append("doctor detaches")
+    assert seen == ["doctor attaches", "entered", "left", "doctor detaches", "exit"]
 
 
 def test_a_step_that_calls_its_parent_class_counts_once() -> None:

@@ -11,6 +11,7 @@ from precdoctor.remedies.reinit import Reinit
 
 IDS = ["autocast", "master-weights", "stochastic-rounding", "kahan", "float32-state", "float32-island"]
 IDS += ["group-lr", "reinit", "eps", "beta2", "loss-scaling", "plain-optimizer"]
+IDS += ["ste", "refresh-cache", "float32-latent", "block-scale", "keep-float32", "re-tie"]
 SECTIONS = ["What it buys", "Bytes per parameter", "When not", "By hand", "References"]
 
 
@@ -46,6 +47,9 @@ def test_a_page_states_the_bytes_that_are_estimated(remedy: type[Remedy]) -> Non
         ("eps", {"eps": 1e-4}, "eps 1e-4"),
         ("beta2", {"beta2": 0.99}, "beta2 0.99"),
         ("loss-scaling", {"scale": 2.0**20}, "loss-scaling 1.05e6"),
+        ("block-scale", {"format": "int8:64"}, "block-scale int8:64"),
+        ("keep-float32", {"layers": "head.weight"}, "keep-float32 head.weight"),
+        ("keep-float32", {"layers": "a,b,c"}, "keep-float32 a and 2 more"),
     ],
 )
 def test_a_label_is_the_remedy_with_its_dose(

@@ -21,6 +21,12 @@ def test_what_can_be_tried_is_what_the_catalogue_of_remedies_has() -> None:
     assert {remedy.id for remedy in REMEDIES} == cures.TREATABLE
 
 
+def test_what_can_be_written_is_what_fix_has_edits_for() -> None:
+    from precdoctor.fix.edits import EDITS
+
+    assert set(EDITS) == cures.EDITABLE
+
+
 def test_cures_are_ordered_by_what_they_did() -> None:
     shown = cures.cures(tried.treated().findings[0], tried.trials())
     assert [cure.rank for cure in shown] == list(range(1, 9))
@@ -30,7 +36,7 @@ def test_cures_are_ordered_by_what_they_did() -> None:
         ("stochastic-rounding", "cured"),
         ("group-lr", "helped"),
         ("float32-state", "not tried"),
-        ("ste", "by hand"),
+        ("reconnect", "by hand"),
         ("reinit", "harmed"),
         ("loss-scaling", "does not apply"),
     ]

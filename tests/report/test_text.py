@@ -97,6 +97,9 @@ def test_the_next_command_explains_where_nothing_can_be_tried_or_nothing_cured()
     hopeless = tuple(trial for trial in report.trials if trial.outcome != "cured")
     assert lines(dataclasses.replace(report, trials=hopeless))[-1] == explain
     assert lines(by_hand())[-1] == explain
+    unwritten = dataclasses.replace(report.trials[2], remedy="ste", label="ste", outcome="cured")
+    shown = lines(dataclasses.replace(report, trials=(*report.trials[:2], unwritten)))
+    assert shown[-1] == "Next: precdoctor explain ste (the cure, by hand)"
 
 
 def by_hand() -> Report:
@@ -129,7 +132,7 @@ CURES = """\
     4. group-lr x22.6 (helped): The updates would have to be 22.6x larger: not a
        cure by itself.
     5. float32-state (not tried): Keep the moments in float32.
-    6. ste (by hand): Pass the gradient around the rounding.
+    6. reconnect (by hand): Use the parameter itself.
     7. reinit x0.1 (harmed): The weights would have to be 22.6x smaller, which
        changes the model.
     8. loss-scaling (does not apply): Lift the gradients out of the subnormals."""

@@ -189,7 +189,7 @@ def treated() -> Report:
                 ("group-lr", "The updates would have to be 22.6x larger: not a cure by itself."),
                 ("reinit", "The weights would have to be 22.6x smaller, which changes the model."),
                 ("float32-state", "Keep the moments in float32."),
-                ("ste", "Pass the gradient around the rounding."),
+                ("reconnect", "Use the parameter itself."),
                 ("loss-scaling", "Lift the gradients out of the subnormals."),
             ),
             start=4,

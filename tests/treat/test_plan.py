@@ -6,11 +6,15 @@ from typing import Any
 
 import pytest
 
+from precdoctor.evidence import Backward, Gradient, Quantizer
 from precdoctor.remedies import REMEDIES, Dose
 from precdoctor.remedies.master_weights import MasterWeightsRemedy
+from precdoctor.remedies.ste import StraightThrough
 from precdoctor.rules import Finding, Prescription, Severity, Subject
-from precdoctor.treat.plan import by_hand, estimated_bytes, has_low_format, plan
+from precdoctor.treat.plan import by_hand, estimated_bytes, has_low_format, plan, reference
 from tests.rules.build import evidence, norm, parameter
+
+SEVERED = Quantizer(parameter="w", kind="quantizer", numel=64, format="float32", route="cut")
 
 
 def finding(rule: str, subjects: str, severity: Severity = "error", **remedies: Any) -> Finding:
@@ -71,9 +75,37 @@ def test_every_remedy_can_be_tried_unasked(remedy: str) -> None:
 
 
 def test_edits_by_hand_are_not_planned_but_named() -> None:
-    findings = [finding("PD202", "a", ste={}, autocast={}), finding("PD203", "b", ste={})]
-    assert by_hand(findings) == {"ste": ("PD202", "PD203")}
+    findings = [finding("PD202", "a", reconnect={}, autocast={}), finding("PD203", "b", reconnect={})]
+    assert by_hand(findings) == {"reconnect": ("PD202", "PD203")}
     assert [item.label for item in plan(findings)] == ["autocast"]
+
+
+def test_layers_to_keep_are_tried_worst_first_in_growing_sets() -> None:
+    worst_first = finding("PD603", "a b c d e f", keep_float32={"layers": "f,b,a,c,d,e"})
+    planned = plan([worst_first])
+    assert [item.dose.settings["layers"] for item in planned] == ["f", "f,b", "f,b,a,c,d,e"]
+    assert [item.label for item in planned] == [
+        "keep-float32 f",
+        "keep-float32 f and 1 more",
+        "keep-float32 f and 5 more",
+    ]
+    assert [item.label for item in plan([finding("PD603", "a", keep_float32={"layers": "a"})])] == [
+        "keep-float32 a"
+    ]
+
+
+def test_cures_of_quantizers_are_compared_with_a_run_without_any() -> None:
+    quantized = evidence(parameter("w", format="float32"), quantizers=(SEVERED,))
+    bypassed = Dose(remedy="float32", settings={"quantizers": "bypassed"})
+    assert reference(quantized, [finding("PD601", "w", ste={})], ("w",)) == bypassed
+    assert reference(quantized, [finding("PD102", "w", eps={})], ("w",)) is None
+    plain = evidence(parameter("w", format="float32"))
+    assert reference(plain, [finding("PD201", "w", ste={})], ("w",)) is None
+    assert reference(evidence(norm()), [finding("PD101", "norm.weight", kahan={})], ()) == Dose(
+        remedy="float32"
+    )
+    rounded = evidence(parameter("w", format="float32"), backward=Backward(zero_nodes=("RoundBackward0",)))
+    assert reference(rounded, [finding("PD202", "w", ste={})], ("w",)) == bypassed
 
 
 def test_float32_is_worth_a_run_only_where_a_patient_is_below_it() -> None:
@@ -88,5 +120,8 @@ def test_the_estimate_counts_the_treated_share_of_all_elements() -> None:
     extra = MasterWeightsRemedy.extra_bytes(16, {})
     dose = Dose(remedy="master-weights")
     assert estimated_bytes(8.0, seen, MasterWeightsRemedy, dose) == 8.0 + extra / 4
+    awake = evidence(parameter("cut", format="float32", gradient=Gradient(absent=9)), norm("other"))
+    expected = 4.0 + StraightThrough.extra_bytes(32) / 2
+    assert estimated_bytes(4.0, awake, StraightThrough, Dose(remedy="ste")) == expected
     other = Dose(remedy="master-weights", subjects=("high",))
     assert estimated_bytes(8.0, seen, MasterWeightsRemedy, other) == 8.0

@@ -134,11 +134,27 @@ def test_a_program_that_fails_untreated_shows_its_traceback_and_is_not_treated()
 
 
 def test_what_needs_an_edit_is_said_and_not_tried() -> None:
-    severed = TRAIN.replace("bfloat16", "float32").replace("x * self.weight", "x * self.weight.round()")
+    severed = TRAIN.replace("bfloat16", "float32").replace(".mean()", ".mean().detach().requires_grad_()")
     result = treat(script(severed))
     assert result.exit_code == 1
-    assert "not tried, needs an edit by hand: ste (PD202)" in result.stderr
+    assert "not tried, needs an edit by hand: reconnect (PD202)" in result.stderr
     assert "nothing can be tried from outside" in result.stderr
+
+
+def test_a_severed_quantizer_is_cured_beside_a_run_without_any() -> None:
+    severed = TRAIN.replace("bfloat16", "float32").replace(
+        "x * self.weight", "x * self.weight.mul(8).round().div(8)"
+    )
+    result = treat(script(severed))
+    assert "ste: cured" in result.stderr, result.stderr
+    found = trials()
+    assert list(found) == ["untreated", "float32", "ste"]
+    assert found["float32"]["settings"] == {"quantizers": "bypassed"}
+    assert found["float32"]["why"] == "no quantizer acts: products get the weights themselves"
+    assert found["untreated"]["travel_share"] == 0
+    assert found["ste"]["travel_share"] == pytest.approx(1, abs=0.5)
+    assert found["ste"]["step_time_ratio"] is None  # it is the trial that is slow
+    assert "Next: precdoctor explain ste" in result.stdout
 
 
 def test_ctrl_c_ends_all_runs_and_shows_what_is_known() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from precdoctor.evidence import Evidence, WindowedEdq
+from precdoctor.evidence import Evidence, Gradient, Quantizer, WindowedEdq
 from precdoctor.trials import Trial, judge, judged_by, measure
 from tests.rules.build import evidence, lost, norm, optimizer, parameter, updates, weight, with_bench
 
@@ -185,6 +185,67 @@ def test_harms_when_another_parameter_falls_ill() -> None:
     result = judged(after, before)
     assert result.outcome == "harmed"
     assert result.why.startswith("PD101 in other")
+
+
+# ---------------------------------------------------------------------- missing gradients, quantizers
+
+#: a loss that a frozen weight holds at 3, and one that falls to 2 as float32's does
+HELD = tuple((step, 3.0 + 1.0 * 0.9**step) for step in range(100))
+FREED = tuple((step, 2.0 + 2.0 * 0.9**step) for step in range(100))
+QUANTIZER = Quantizer(parameter="w", kind="quantizer", numel=64, format="float32", route="cut")
+SEEN = {"probed": True, "optimizers": (optimizer(),)}
+
+
+def severed(**changes: Any) -> Evidence:
+    own = parameter("w", format="float32", updates=None, gradient=Gradient(absent=100))
+    return evidence(own, **{"losses": HELD, "quantizers": (QUANTIZER,), **SEEN, **changes})
+
+
+def connected(**changes: Any) -> Evidence:
+    own = parameter("w", format="float32")
+    passing = dataclasses.replace(QUANTIZER, route="open", gradient_density=1.0, gradient_cosine=1.0)
+    return evidence(own, **{"losses": FREED, "quantizers": (passing,), **SEEN, **changes})
+
+
+def of_quantizer(after: Evidence, **changes: Any) -> Trial:
+    plain = evidence(parameter("w", format="float32"), losses=FREED, **SEEN)
+    asked = trial(remedy="ste", label="ste", rules=("PD601",), subjects=("w",), **changes)
+    return judge(asked, after, severed(), plain, untreated_distance=1.0)
+
+
+def test_a_gradient_that_is_back_cures_when_weight_and_loss_go_where_float32_goes() -> None:
+    result = of_quantizer(connected(), travel_share=0.98, travel_distance=0.2)
+    assert result.outcome == "cured", result.why
+    assert result.why == "loss 3 -> 2, in float32 2; travel 0.98 x float32's (distance 0.2)"
+
+
+def test_a_gradient_that_is_back_only_helps_when_the_loss_stays_or_the_weight_rests() -> None:
+    stays = tuple((step, loss - 0.2) for step, loss in HELD)
+    assert of_quantizer(connected(losses=stays), travel_share=0.98, travel_distance=0.2).outcome == "helped"
+    assert of_quantizer(connected(), travel_share=0.01, travel_distance=1.0).outcome == "helped"
+
+
+def test_a_better_loss_helps_though_the_gradient_is_still_missing() -> None:
+    result = of_quantizer(severed(losses=FREED), travel_share=0.0, travel_distance=1.0)
+    assert result.outcome == "helped"
+    assert "left: PD601" in result.why
+    untouched = of_quantizer(severed(), travel_share=0.0, travel_distance=1.0)
+    assert untouched.outcome == "no effect"
+
+
+def test_a_loss_gap_that_is_noise_decides_nothing() -> None:
+    noisy = tuple((step, loss + 0.3 * (-1) ** step) for step, loss in FREED)
+    plain = evidence(parameter("w", format="float32"), losses=noisy, **SEEN)
+    asked = trial(remedy="ste", rules=("PD601",), subjects=("w",), travel_share=1.0)
+    before = severed(losses=tuple((step, loss + 0.05) for step, loss in FREED))
+    assert judge(asked, connected(losses=before.losses), before, plain).outcome == "cured"
+
+
+def test_does_not_call_cured_what_was_not_seen() -> None:
+    result = of_quantizer(connected(probed=False, quantizers=(), losses=HELD), travel_share=1.0)
+    assert result.outcome == "no effect"
+    assert "what becomes of its weights outside the step was not seen" in result.why
+    assert of_quantizer(connected(probed=False, quantizers=()), travel_share=1.0).outcome == "helped"
 
 
 # ---------------------------------------------------------------------- does not apply, numbers
