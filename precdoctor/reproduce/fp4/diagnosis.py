@@ -132,9 +132,8 @@ def _cured(m: Measured) -> Iterator[Claim]:
             run, healthy = m.trained[f"short-{recipe}"], m.trained["short-untied"]
             yield _reaches_float32(f"... {name}, {run.updates} updates", run, healthy)
     yield claim("the doctor's verdict on it", "healthy", m.twin.report["verdict"])
-    tried = next((trial for trial in m.treated["trials"] if trial["remedy"] == "ste"), None)
-    if tried:
-        yield claim("the remedy ste, tried by treat", "cured", tried["outcome"])
+    tried = (trial["outcome"] for trial in m.treated["trials"] if trial["remedy"] == "ste")
+    yield claim("the remedy ste, tried by treat", "cured", next(tried, "not tried"))
 
 
 def _not_cured(m: Measured) -> Iterator[Claim]:
@@ -147,8 +146,8 @@ def _not_cured(m: Measured) -> Iterator[Claim]:
             tried = m.trained[run]
             yield claim(
                 f"{name}: right",
-                "no more than the bigram ceiling",
-                f"{percent(tried.accuracy)} of {percent(tried.bigram_ceiling)}; loss {tried.loss:.2f}",
+                f"bigram ceiling at most, to {percent(AT_CEILING)}",
+                f"{percent(tried.accuracy)}; ceiling {percent(tried.bigram_ceiling)}",
                 holds=is_context_free(tried),
             )
     if m.has("severed-head", "severed-blocks"):
