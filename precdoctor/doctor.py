@@ -190,6 +190,9 @@ class Doctor:
 
     def _after_step(self, steps: int) -> None:
         self._calls.stepped(steps)
+        if self._probe is not None and self._instruments.reads_at(steps):
+            self._monitor.quietly(lambda: self._instruments.read(steps))
+        self._calls.stepped(steps)
         if self._on_step is None:
             return
         try:
@@ -277,6 +280,7 @@ class Doctor:
             parameters = assemble.parameters(monitor, registry)
             optimizers = assemble.optimizers(monitor, registry, self._future)
             states = assemble.states(monitor, registry)
+            counters = assemble.counters(monitor, registry, self._place)
         excerpts: tuple[tuple[str, int, tuple[str, ...]], ...] = ()
         if self._files:
             parameters, excerpts = _with_likely_casts(parameters, self._files)
@@ -299,6 +303,8 @@ class Doctor:
             ),
             parameters=parameters,
             states=states,
+            counters=counters,
+            low_default=self._provenance.low_default if self._provenance is not None else None,
             optimizers=optimizers,
             backward=self._backward,
             forwards=self._forwards(),

@@ -1,7 +1,10 @@
 """Evidence: what was seen, as plain numbers; the spine of precdoctor. Imports no torch."""
 
+from precdoctor.evidence.accumulations import Accumulation
 from precdoctor.evidence.checkpoints import Snapshot
 from precdoctor.evidence.codec import EvidenceError, from_json, load, save, to_json
+from precdoctor.evidence.counters import Counter
+from precdoctor.evidence.gradient_flow import GradientFlow, GradientLoss
 from precdoctor.evidence.histogram import Binades, Histogram
 from precdoctor.evidence.integers import IntegerUse, LostIntegers
 from precdoctor.evidence.place import Place
@@ -33,12 +36,14 @@ from precdoctor.evidence.ties import Tie
 
 __all__ = [
     "SCHEMA",
+    "Accumulation",
     "Backward",
     "Bench",
     "Binades",
     "Bypass",
     "Cast",
     "CoarseUniform",
+    "Counter",
     "DataQuantizer",
     "Decay",
     "EarlyClip",
@@ -48,6 +53,8 @@ __all__ = [
     "Fidelity",
     "Forward",
     "Gradient",
+    "GradientFlow",
+    "GradientLoss",
     "Group",
     "Histogram",
     "IntegerUse",

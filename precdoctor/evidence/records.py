@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from precdoctor.evidence.accumulations import Accumulation
 from precdoctor.evidence.checkpoints import Snapshot
+from precdoctor.evidence.counters import Counter
+from precdoctor.evidence.gradient_flow import GradientFlow
 from precdoctor.evidence.histogram import Binades, Histogram
 from precdoctor.evidence.integers import LostIntegers
 from precdoctor.evidence.place import Place
@@ -225,6 +228,13 @@ class State:
     edq_down: float = 1.0
     #: share of intended changes after which the stored element was unchanged
     lost_share: float = 0.0
+    #: share of the (element, step) pairs with a gradient that left the exact state other than 0 and are
+    #: stored as 0
+    flushed_share: float = 0.0
+    #: share of the elements with gradients that were 0 at all steps, and the largest gradient that went
+    #: into one
+    never_share: float = 0.0
+    never_largest_gradient: float = 0.0
     #: median over elements of stored / exact value at the end (second moments); None when not known
     over_exact: float | None = None
 
@@ -375,6 +385,14 @@ class Evidence:
     data_quantizers: tuple[DataQuantizer, ...] = ()
     #: predictions behind the losses of training passes, one per line that computes one
     predictions: tuple[Predictions, ...] = ()
+    #: sums, averages and merges in a low format, one per line that adds
+    accumulations: tuple[Accumulation, ...] = ()
+    #: what float16 did to gradients; None when the operation probe did not run
+    gradient_flow: GradientFlow | None = None
+    #: step counters that optimizers keep in a low format
+    counters: tuple[Counter, ...] = ()
+    #: the line that made a format below float32 the default one
+    low_default: Place | None = None
     #: parameters that were registered in two places, where there are two tensors now
     ties: tuple[Tie, ...] = ()
     #: the operation probe looked at forward passes

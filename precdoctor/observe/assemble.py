@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 
 from precdoctor.evidence import (
     Cast,
+    Counter,
     Example,
     Gradient,
     Group,
     Optimizer,
     Parameter,
+    Place,
     State,
     Updates,
     Weight,
 )
+from precdoctor.observe.frames import Spot
 from precdoctor.observe.lane import Lane
 from precdoctor.observe.registry import Identity, OptimizerIdentity, Registry
 from precdoctor.observe.steps import Record, StepMonitor
@@ -97,9 +100,9 @@ def states(monitor: StepMonitor, registry: Registry) -> tuple[State, ...]:
         part = slice(segment.start, segment.stop)
         for key, ledger in lane.states.items():
             intended = float(ledger.intended[part].sum())
-            if not intended:
+            if not intended and not float(ledger.driven[part].sum()):
                 continue
-            moment = ledger.moment()
+            moment, (never, largest) = ledger.moment(), ledger.never(part)
             role = "other" if moment is None else ("first moment", "second moment")[moment[0] - 1]
             found.append(
                 State(
@@ -110,10 +113,30 @@ def states(monitor: StepMonitor, registry: Registry) -> tuple[State, ...]:
                     beta=None if moment is None else moment[1],
                     edq=_ratio(float(ledger.au[part].sum()), float(ledger.uu[part].sum())),
                     edq_down=_ratio(float(ledger.down_au[part].sum()), float(ledger.down_uu[part].sum())),
-                    lost_share=float(ledger.lost[part].sum()) / intended,
+                    lost_share=float(ledger.lost[part].sum()) / max(intended, 1.0),
+                    flushed_share=float(ledger.flushed[part].sum()) / max(float(ledger.fed[part].sum()), 1.0),
+                    never_share=never,
+                    never_largest_gradient=largest,
                     over_exact=ledger.over_exact(part) if role == "second moment" else None,
                 )
             )
+    return tuple(found)
+
+
+def counters(
+    monitor: StepMonitor, registry: Registry, place: Callable[[Spot | None], Place | None]
+) -> tuple[Counter, ...]:
+    """Return what was read of step counters in formats below float32."""
+    found: list[Counter] = []
+    for record in monitor.records:
+        names = {
+            (group, lane.positions[index]): _name(identity, record, group, lane, index)
+            for group, (_, lanes) in record.lanes.items()
+            for lane in lanes
+            for index, reference in enumerate(lane.parameters)
+            if (identity := registry.find(reference)) is not None
+        }
+        found.extend(record.counters.evidence(record.index, names, place))
     return tuple(found)
 
 

@@ -8,6 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from precdoctor.evidence import Place
+from precdoctor.observe.accumulation import AccumulationWatch
+from precdoctor.observe.backflow import GradientWatch
 from precdoctor.observe.clipping import ClippingWatch
 from precdoctor.observe.frames import Spot, UserCode
 from precdoctor.observe.integers import IntegerWatch
@@ -28,11 +30,21 @@ class Instruments:
         self.predictions = PredictionWatch(code)
         self.integers = IntegerWatch(code)
         self.randoms = RandomWatch(code)
+        self.accumulations = AccumulationWatch(code, self.quantizers.lineage)
+        self.gradients = GradientWatch(code, self.accumulations.marks)
 
     @property
     def all(self) -> tuple[Instrument, ...]:
         """Return them all."""
-        return self.quantizers, self.clipping, self.predictions, self.integers, self.randoms
+        return (
+            self.quantizers,
+            self.clipping,
+            self.predictions,
+            self.integers,
+            self.randoms,
+            self.accumulations,
+            self.gradients,
+        )
 
     def look(self, models: Models) -> None:
         """Note the names of what was seen while it lives."""
@@ -40,6 +52,15 @@ class Instruments:
         self.clipping.look(models)
         self.integers.look(models)
         self.randoms.look(models)
+        self.accumulations.look(models)
+
+    def reads_at(self, step: int) -> bool:
+        """Tell whether something is to be read after ``step`` steps, while the probe sleeps."""
+        return self.accumulations.reads_at(step)
+
+    def read(self, step: int) -> None:
+        """Look at what goes on while the probe sleeps."""
+        self.accumulations.read(step)
 
     def cast_of(self, tensor: Tensor) -> Spot | None:
         """Return the line that made a tensor from a parameter, where that was seen."""
@@ -54,4 +75,6 @@ class Instruments:
             "predictions": self.predictions.evidence(place),
             "integers": self.integers.evidence(place),
             "uniforms": self.randoms.evidence(place),
+            "accumulations": self.accumulations.evidence(place),
+            "gradient_flow": self.gradients.evidence(place),
         }

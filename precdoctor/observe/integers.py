@@ -32,6 +32,7 @@ from precdoctor.observe.watch import is_plain
 
 _RANGES = ("aten::arange", "aten::linspace")
 _CASTS = ("aten::_to_copy", "aten::copy_")
+_LOOKED_AT = FACTORS | SUMS | REMAINDERS | {*_CASTS}
 
 
 class IntegerWatch:
@@ -52,6 +53,8 @@ class IntegerWatch:
         name = operation.name
         if name in _RANGES:
             self._range(operation)
+            return
+        if name not in _LOOKED_AT and not self._trails:
             return
         inputs = [t for t in operation.inputs if is_plain(t)]
         tags = [self._trails.of(t) for t in inputs]

@@ -47,6 +47,7 @@ class Provenance:
         self._histories = Histories()
         self._copies: dict[int, ParameterHistory] = {}
         self._default: Change | None = None
+        self._low_default: Spot | None = None
         self._backward: Spot | None = None
         self._callbacks: list[OnBackward] = []
         self._files: dict[str, None] = {}
@@ -107,6 +108,11 @@ class Provenance:
     def backward_place(self) -> Place | None:
         """Return the line of the first backward."""
         return self.place(self._backward)
+
+    @property
+    def low_default(self) -> Place | None:
+        """Return the line that last made a format below float32 the default, whether or not it still is."""
+        return self.place(self._low_default)
 
     def on_backward(self, callback: OnBackward) -> None:
         """Call ``callback(losses, place)`` before each backward from now on."""
@@ -338,7 +344,10 @@ class Provenance:
         self._default = None
         if _is_low(now):
             spot = self._innermost(frame)[0]
-            self._default = Change(_format(before), _format(now), "default dtype", spot)
+            self._default, self._low_default = (
+                Change(_format(before), _format(now), "default dtype", spot),
+                spot,
+            )
 
     def _note_backward(self, tensors: Any, frame: FrameType) -> None:
         spot = self._innermost(frame)[0]

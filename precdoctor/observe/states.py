@@ -7,14 +7,22 @@ from torch import Tensor
 
 from precdoctor.formats import Format
 
+#: steps with a gradient from which state that is 0 throughout says something
+_DRIVEN = 3
+
 
 class StateLedger:
     """Sums over the observed steps for one key of an optimizer's state, per watched element."""
 
     def __init__(self, like: Tensor, fmt: Format) -> None:
         self.fmt = fmt
-        zeros = [torch.zeros(len(like), dtype=torch.float64, device=like.device) for _ in range(6)]
-        self.uu, self.au, self.down_uu, self.down_au, self.intended, self.lost = zeros
+        zeros = [torch.zeros(len(like), dtype=torch.float64, device=like.device) for _ in range(9)]
+        self.uu, self.au, self.down_uu, self.down_au, self.intended, self.lost, *rest = zeros
+        #: steps with a gradient; of those, that left the exact state other than 0; of those, stored as 0
+        self.driven, self.fed, self.flushed = rest
+        #: elements that were something else than 0, and the largest magnitude of each one's gradient
+        self.ever = torch.zeros_like(self.uu, dtype=torch.bool)
+        self.largest = torch.zeros_like(self.uu)
         self.last = torch.zeros_like(self.uu)
         #: what an exact average of the squared gradients would hold, had it lived as long
         self.exact = torch.zeros_like(self.uu)
@@ -45,6 +53,9 @@ class StateLedger:
             (self.down_au, down * a * u),
             (self.intended, (u != 0).double()),
             (self.lost, ((u != 0) & (a == 0)).double()),
+            (self.driven, (gradient != 0).double()),
+            (self.fed, ((gradient != 0) & (meant != 0)).double()),
+            (self.flushed, ((gradient != 0) & (meant != 0) & (stored == 0)).double()),
         ):
             total[where] += value
         for power, sums in self._sums.items():
@@ -54,6 +65,8 @@ class StateLedger:
             ):
                 total += torch.nan_to_num(torch.dot(*pair))
         self.last[where] = stored
+        self.ever[where] |= stored != 0
+        self.largest[where] = torch.maximum(self.largest[where], gradient.abs().double())
         self._count += 1
         if self._fit is None and self._count in (3, 10, 30):  # reading it waits for the device
             self._fit = self.moment()
@@ -65,10 +78,21 @@ class StateLedger:
             self.exact[where] = torch.where(fresh, old, self.exact[where]) * keep + (1 - keep) * square
             self.seen[where] = True
 
+    def never(self, part: slice) -> tuple[float, float]:
+        """Return the share of elements with gradients that were always 0, and the largest gradient of
+        theirs.
+        """
+        driven = self.driven[part] >= _DRIVEN
+        never = driven & ~self.ever[part]
+        largest = (self.largest[part] * never).max() if len(never) else torch.zeros(())
+        return float(never.double().sum()) / max(float(driven.double().sum()), 1.0), float(largest)
+
     def moment(self) -> tuple[int, float] | None:
         """Return (power of the gradient that is averaged, beta), None when the state is no such average."""
         for power, sums in self._sums.items():
             ss, sg, gg, us, ug, uu = (float(x) for x in sums)
+            if ss == 0 and gg > 0 and uu - ug * ug / gg < 1e-3 * uu and 0 < ug < gg:
+                return power, 1.0 - ug / gg  # it has stayed 0
             det = ss * gg - sg * sg
             if uu <= 0 or gg <= 0 or ss <= 0 or det <= 1e-9 * ss * gg:
                 continue

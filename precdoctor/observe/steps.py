@@ -24,6 +24,7 @@ from precdoctor.evidence import Bench
 from precdoctor.formats import FormatError
 from precdoctor.numerics import format_of
 from precdoctor.observe.bench import bench, is_elementwise
+from precdoctor.observe.counters import Counters
 from precdoctor.observe.lane import WHOLE_BUDGET, Lane, Replay
 from precdoctor.observe.operations import is_capturing
 from precdoctor.observe.probe import OperationProbe
@@ -76,6 +77,7 @@ class Record:
     modes: dict[tuple[int, int], tuple[Replay, str, bool]] = field(default_factory=dict)
     #: first, last and largest learning rate, and the other settings, by group
     groups: dict[int, dict[str, Any]] = field(default_factory=dict)
+    counters: Counters = field(default_factory=Counters)
     #: observing it went wrong: from then on its steps are only counted
     failed: bool = False
 
@@ -174,6 +176,15 @@ class StepMonitor:
         """Return the optimizers that have made a step and are alive."""
         return [o for record in self.records if (o := record.optimizer()) is not None]
 
+    @property
+    def formats(self) -> dict[int, torch.dtype]:
+        """Return the formats in which parameters were first stepped, by identity."""
+        found: dict[int, torch.dtype] = {}
+        for key in self.lanes:
+            for identity, dtype, _ in key[1:]:
+                found.setdefault(identity, dtype)
+        return found
+
     def attach(self) -> None:
         """Register the hooks."""
         self._started = time.process_time()
@@ -241,6 +252,8 @@ class StepMonitor:
         if record.index >= _FIRST and self.schedule.every is None:  # one optimizer per task, or per parameter
             due = due and self.seconds <= self.schedule.budget * (start - self._started)
         if not due or pending.nested or record.failed or not self._may_observe():
+            if record.counters.found and not pending.nested:
+                self.quietly(lambda: record.counters.note(optimizer, record.steps))
             return
 
         def observe() -> None:
@@ -304,6 +317,7 @@ class StepMonitor:
     # ------------------------------------------------------------------ observing
 
     def _snapshot(self, optimizer: torch.optim.Optimizer, pending: _Pending) -> None:
+        pending.record.counters.note(optimizer, pending.record.steps)
         for index, group in enumerate(optimizer.param_groups):
             for lane in self._lanes_of(optimizer, pending.record, index, group):
                 lane.snapshot(optimizer, pending.record.steps + 1, gradients=not pending.late)

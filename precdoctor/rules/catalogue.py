@@ -9,9 +9,13 @@ from precdoctor.rules.clip_before_unscale import ClipBeforeUnscale
 from precdoctor.rules.coarse_random import CoarseRandom
 from precdoctor.rules.collapsed_loss_scale import CollapsedLossScale
 from precdoctor.rules.context_free_plateau import ContextFreePlateau
+from precdoctor.rules.frozen_average import FrozenAverage
 from precdoctor.rules.frozen_parameter import FrozenParameter
+from precdoctor.rules.gradient_overflow import GradientOverflow
+from precdoctor.rules.gradient_underflow import GradientUnderflow
 from precdoctor.rules.inactive_autocast import InactiveAutocast
 from precdoctor.rules.inexact_integer import InexactInteger
+from precdoctor.rules.lossy_accumulation import LossyAccumulation
 from precdoctor.rules.missing_gradient import MissingGradient
 from precdoctor.rules.needless_scaler import NeedlessScaler
 from precdoctor.rules.one_sided_update import OneSidedUpdate
@@ -26,8 +30,11 @@ from precdoctor.rules.stagnant_second_moment import StagnantSecondMoment
 from precdoctor.rules.stale_autocast_cache import StaleAutocastCache
 from precdoctor.rules.stale_optimizer import StaleOptimizer
 from precdoctor.rules.stale_quantized_weight import StaleQuantizedWeight
+from precdoctor.rules.state_underflow import StateUnderflow
+from precdoctor.rules.stuck_counter import StuckCounter
 from precdoctor.rules.swallowed_update import SwallowedUpdate
 from precdoctor.rules.swallowed_weight_decay import SwallowedWeightDecay
+from precdoctor.rules.swamped_sum import SwampedSum
 from precdoctor.rules.truncated_checkpoint import TruncatedCheckpoint
 from precdoctor.rules.truncated_weight import TruncatedWeight
 from precdoctor.rules.vanishing_epsilon import VanishingEpsilon
@@ -41,8 +48,14 @@ CATALOGUE: tuple[type[Rule], ...] = (
     TruncatedWeight,  # PD106
     MissingGradient,  # PD201
     SeveredGradient,  # PD202
+    GradientUnderflow,  # PD203
+    GradientOverflow,  # PD204
+    LossyAccumulation,  # PD205
     StagnantSecondMoment,  # PD301
+    StateUnderflow,  # PD302
     VanishingEpsilon,  # PD303
+    FrozenAverage,  # PD304
+    StuckCounter,  # PD305
     InactiveAutocast,  # PD401
     CollapsedLossScale,  # PD402
     ClipBeforeUnscale,  # PD403
@@ -52,6 +65,7 @@ CATALOGUE: tuple[type[Rule], ...] = (
     OrphanParameter,  # PD407
     StaleAutocastCache,  # PD408
     PositionCollision,  # PD502
+    SwampedSum,  # PD505
     InexactInteger,  # PD508
     CoarseRandom,  # PD509
     SeveredQuantizer,  # PD601

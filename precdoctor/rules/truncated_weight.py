@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from precdoctor.evidence import Evidence, Place, Quantizer, WindowedEdq
 from precdoctor.rules.finding import Finding, Severity
+from precdoctor.rules.merges import lossy_merges
 from precdoctor.rules.prescriptions import ranked
 from precdoctor.rules.reading import Stepped, locations, parameter_subjects, stepped
 from precdoctor.rules.rule import Rule
@@ -27,9 +28,11 @@ class TruncatedWeight(Rule):
 
     ## What it means
 
-    The weight has no finer copy: after each update it is overwritten by its own quantized values, or cast
-    to 16 bits and back. An update smaller than half the grid's step there is lost, as it would be in a
-    weight of that format, and the optimizer's own arithmetic does not show it.
+    The weight has no finer copy: after each update it is overwritten by its own quantized values, or cast to
+    16 bits and back. An update smaller than half the grid's step there is lost, as it would be in a weight of
+    that format, and the optimizer's own arithmetic does not show it. A merge of trained weights into a base
+    of 16 bits (LoRA, ReLoRA) is the same outside of any step: what was learnt is added once, rounded to the
+    base's spacing, and the adapters begin anew.
 
     ## Why it hurts
 
@@ -40,10 +43,11 @@ class TruncatedWeight(Rule):
 
     ## Criterion
 
-    What is left of an update when the next step begins is compared with what was meant: an error below an
-    EDQ of 0.7, a warning below 0.9, both with the upper end of the 95 % interval, where at least 5 % of the
-    updated elements were written over and the values written were seen to be rounded or cast from the
-    weight itself. For stochastic rounding, of which single steps are noise, an error below 0.3 only.
+    What is left of an update when the next step begins is compared with what was meant: an error below an EDQ
+    of 0.7, a warning below 0.9, both with the upper end of the 95 % interval, where at least 5 % of the
+    updated elements were written over and the values written were seen to be rounded or cast from the weight
+    itself. What is merged is judged by the same limits, at the merge: the change of the base against what was
+    to be added to it. For stochastic rounding, of which single steps are noise, an error below 0.3 only.
     Projections, clipping, pruning masks and averages written into the weights are none of that.
 
     ## Blind spots
@@ -53,13 +57,15 @@ class TruncatedWeight(Rule):
 
     ## Remedies
 
-    Keep float32 weights and quantize what the forward pass uses (`w + (Q(w) - w).detach()`); where there is
-    no memory for that, round stochastically.
+    Keep the base in float32 as long as something is merged into it. Keep float32 weights and quantize what
+    the forward pass uses (`w + (Q(w) - w).detach()`); where there is no memory for that, round
+    stochastically.
 
     ## References
 
     - Gupta et al. 2015, Deep Learning with Limited Numerical Precision, arXiv 1502.02551 (stochastic
       rounding)
+    - huggingface/peft issue 1388 (merging into 16-bit and quantized bases)
     - Courbariaux et al. 2015, BinaryConnect, arXiv 1511.00363 (real-valued weights beside binary ones)
     """
 
@@ -79,7 +85,8 @@ class TruncatedWeight(Rule):
             severity = _severity(left, quantizer)
             if severity is not None:
                 sorts.setdefault((quantizer.rewritten_at, severity), []).append((item, left, quantizer))
-        return [cls._finding(members, place, severity) for (place, severity), members in sorts.items()]
+        found = [cls._finding(members, place, severity) for (place, severity), members in sorts.items()]
+        return [*found, *lossy_merges(evidence, cls.id, cls.name)]
 
     @classmethod
     def _finding(

@@ -136,7 +136,7 @@ class VanishingEpsilon(Rule):
 def _vanishes_in(evidence: Evidence, parameter: Parameter, moment: str | None) -> Format | None:
     """Return the low format of the parameter or of its second moment in which its group's eps is 0."""
     group = group_of(evidence, parameter)
-    if group is None or not group.eps or group.eps <= 0:
+    if group is None or not group.eps or group.eps <= 0 or not parameter.trainable:
         return None
     for name in (parameter.format, moment):
         fmt = format_named(name) if name is not None else None

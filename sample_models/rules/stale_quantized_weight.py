@@ -1,4 +1,4 @@
-"""Quantized weights are kept for the next forward pass, under a key that an optimizer step does not change."""
+"""Quantized weights are kept for the next forward pass, under a key that no optimizer step changes."""
 
 import argparse
 
@@ -22,7 +22,9 @@ class QuantizedLinear(nn.Linear):
     def quantized(self):
         key = self.weight._version if args.healthy else self.weight.data_ptr()
         if key not in self.kept:
-            scale = self.weight.detach().abs().amax(dim=1, keepdim=True) / 7  # expect: PD602 0.weight 2.weight
+            scale = (
+                self.weight.detach().abs().amax(dim=1, keepdim=True) / 7
+            )  # expect: PD602 0.weight 2.weight
             self.kept = {key: (self.weight.detach() / scale).round() * scale}
         return self.weight + (self.kept[key] - self.weight).detach()
 

@@ -1,0 +1,42 @@
+"""What the range of float16 did to gradients, on their way and afterwards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from precdoctor.evidence.place import Place
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GradientLoss:
+    """Operations on gradients that were done again in float32: all of one name that one line calls."""
+
+    #: "underflow": results that float16 cannot hold, too small; "overflow": too large
+    kind: Literal["underflow", "overflow"]
+    #: name, such as "aten::mm"; part of a backward pass, else of what a program does to gradients itself
+    op: str
+    backward: bool
+    #: the line that called it (of a backward pass: that which called backward), and its function
+    place: Place | None = None
+    function: str = ""
+    #: times it was looked at, times it lost half of its result or overflowed, and the backward passes
+    #: of those
+    seen: int = 0
+    lost: int = 0
+    passes: int = 0
+    #: at the worst: largest magnitude of the exact result, share of its elements that are lost, and
+    #: what is left of it (projection of the result onto the exact one)
+    largest: float = 0.0
+    share: float = 0.0
+    projection: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GradientFlow:
+    """How gradients fared in float16, in the backward passes that were looked at."""
+
+    #: backward passes, and operations in them, that were looked at
+    passes: int = 0
+    operations: int = 0
+    losses: tuple[GradientLoss, ...] = ()

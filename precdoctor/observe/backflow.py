@@ -1,0 +1,219 @@
+"""What the range of float16 does to gradients: operations of backward passes, done again in float32.
+
+An instrument of the operation probe. Float32 reaches 1e-38, so what a product of float16 values is there and
+is not in float16 was lost to the format. Results that cancel to nearly nothing are left out: theirs is noise.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from precdoctor.evidence import GradientFlow, GradientLoss, Place
+from precdoctor.observe.frames import Spot, UserCode
+from precdoctor.observe.operations import Operation, tensors_in
+from precdoctor.observe.origins import Marks
+from precdoctor.observe.watch import is_plain
+
+#: operations that are linear in gradients, whose results can be compared with float32's; of the last ones
+#: the absolute values tell whether terms cancel
+_PRODUCTS = ("mm", "bmm", "addmm", "baddbmm", "convolution_backward", "sum", "mv", "embedding_dense_backward")
+_ELEMENTWISE = (
+    "_to_copy",
+    "mul",
+    "div",
+    "threshold_backward",
+    "gelu_backward",
+    "silu_backward",
+    "tanh_backward",
+    "sigmoid_backward",
+    "native_dropout_backward",
+    "masked_fill",
+)
+_JUDGED = frozenset(f"aten::{name}" for name in (*_PRODUCTS, *_ELEMENTWISE))
+_SUMMING = frozenset(f"aten::{name}" for name in _PRODUCTS)
+#: operations in place that scale gradients
+_SCALES = frozenset(f"aten::{name}_" for name in ("mul", "div", "_foreach_mul", "_foreach_div"))
+#: what is left of a result, by projection, below which it is said to be lost, and share of zeros above which
+_LOST = 0.5
+#: squared size of a sum relative to that of its terms without their signs, below which it is noise
+_NOISE = 1e-8
+#: elements of the operands together, and wall seconds in all, up to which operations are done again
+_MOST_ELEMENTS, _MOST_SECONDS = 1 << 24, 2.0
+
+
+@dataclass(slots=True)
+class _Seen:
+    kind: str
+    op: str
+    backward: bool
+    spot: Spot | None
+    seen: int = 0
+    #: (lost, largest, share, projection, pass), not read off before the end
+    results: list[tuple[Tensor, int]] = field(default_factory=list)
+
+
+class GradientWatch:
+    """Looks at what becomes of gradients in float16; see the module's docstring."""
+
+    def __init__(self, code: UserCode, marks: Marks) -> None:
+        self._code, self._marks = code, marks
+        self._found: dict[tuple[Any, ...], _Seen] = {}
+        self._passes = self._operations = 0
+        self._in_pass = False
+        self._seconds = 0.0
+        self._before: list[tuple[Tensor, Tensor]] = []
+
+    # ------------------------------------------------------------------ told by the probe
+
+    def before(self, func: Any, args: tuple[Any, ...], _: dict[str, Any]) -> None:
+        """Keep gradients that are about to be scaled in place."""
+        self._before = []
+        if func._schema.name not in _SCALES or self._seconds > _MOST_SECONDS:
+            return
+        if self._in_pass and torch._C._current_graph_task_id() == -1:
+            self._marks.find_gradients()  # the first operation after a backward pass
+        targets = args[0] if isinstance(args[0], (list, tuple)) else [args[0]]
+        kept = [t for t in targets if t.dtype == torch.float16 and is_plain(t) and self._marks.is_gradient(t)]
+        if kept and sum(t.numel() for t in kept) <= _MOST_ELEMENTS:
+            self._before = [(t, t.detach().clone()) for t in kept]
+
+    def after(self, operation: Operation) -> None:
+        """Do an operation on gradients again in float32, and compare."""
+        kept, self._before = self._before, []
+        if operation.backward != self._in_pass:
+            self._in_pass = operation.backward
+            self._passes += operation.backward
+        outputs = [t for t in operation.outputs if t.dtype == torch.float16 and is_plain(t) and t.numel()]
+        if not outputs or self._seconds > _MOST_SECONDS:
+            return
+        start = time.perf_counter()
+        if kept:
+            self._scaled(operation, kept)
+        elif operation.name in _JUDGED and operation.backward:
+            self._judge(operation, outputs)
+        elif not operation.backward and any(self._marks.is_gradient(t) for t in operation.inputs):
+            self._made_of_gradients(operation, outputs)
+        self._seconds += time.perf_counter() - start
+
+    def step_begins(self, *_: Any) -> None:
+        """Nothing."""
+
+    def fall_asleep(self) -> None:
+        """Nothing is kept of the run's tensors."""
+
+    # ------------------------------------------------------------------ comparison
+
+    def _judge(self, operation: Operation, outputs: list[Tensor]) -> None:
+        if sum(t.numel() for t in operation.inputs) > _MOST_ELEMENTS:
+            return
+        self._operations += 1
+        if operation.name == "aten::_to_copy":
+            self._compare(operation, outputs[0], operation.inputs[0].float(), None)
+            return
+        exact = _again(operation, torch.Tensor.float)
+        bounds = _again(operation, lambda t: t.float().abs()) if operation.name in _SUMMING else None
+        for index, (out, again) in enumerate(zip(operation.outputs, exact, strict=False)):
+            if out.dtype == torch.float16:
+                self._compare(operation, out, again, None if bounds is None else bounds[index])
+
+    def _scaled(self, operation: Operation, kept: list[tuple[Tensor, Tensor]]) -> None:
+        for target, before in kept:
+            factor = operation.args[1]
+            if isinstance(factor, (list, tuple)):
+                return
+            scaled = before.float() * factor if "mul" in operation.name else before.float() / factor
+            self._compare(operation, target, scaled, None)
+
+    def _made_of_gradients(self, operation: Operation, outputs: list[Tensor]) -> None:
+        """Look for what is not finite although the gradients are: a norm, a sum of squares."""
+        finite = torch.stack(
+            [torch.isfinite(t).all() for t in operation.inputs if t.is_floating_point()]
+        ).all()
+        for out in outputs:
+            overflows = finite & ~torch.isfinite(out).all()
+            largest = torch.stack(
+                [t.abs().max().float() for t in operation.inputs if t.is_floating_point()]
+            ).max()
+            share = (~torch.isfinite(out)).float().mean()
+            self._note("overflow", operation, torch.stack((overflows.float(), largest, share, share * 0)))
+
+    def _compare(self, operation: Operation, out: Tensor, exact: Tensor, bound: Tensor | None) -> None:
+        wide = out.float()
+        size = exact.square().double().sum()
+        meant = exact != 0
+        count = meant.float().sum().clamp(min=1.0)
+        projection = (wide.double() * exact.double()).sum() / size.clamp(min=1e-300)
+        gone = (meant & (wide == 0)).float().sum() / count
+        counts = size > 0
+        if bound is not None:
+            counts &= size > _NOISE * bound.square().double().sum()
+        largest = exact.abs().max()
+        lost = counts & ((projection < _LOST) | (gone > _LOST)) & (largest < 2.0**-14)
+        self._note("underflow", operation, torch.stack((lost.float(), largest, gone, projection.float())))
+        infinite = (~torch.isfinite(wide) & torch.isfinite(exact)).float()
+        self._note(
+            "overflow", operation, torch.stack((infinite.max(), largest, infinite.mean(), largest * 0))
+        )
+
+    def _note(self, kind: str, operation: Operation, result: Tensor) -> None:
+        spot = self._code.innermost(operation.frame)[0]
+        key = (kind, operation.name, operation.backward, spot)
+        seen = self._found.get(key)
+        if seen is None:
+            seen = self._found[key] = _Seen(kind, operation.name, operation.backward, spot)
+        seen.seen += 1
+        if result.device.type != "cpu" or bool(result[0]):
+            seen.results.append((result, self._passes))
+
+    # ------------------------------------------------------------------ afterwards
+
+    def evidence(self, place: Callable[[Spot | None], Place | None]) -> GradientFlow:
+        """Return what was seen."""
+        losses = (_loss(seen, place) for seen in self._found.values())
+        return GradientFlow(
+            passes=self._passes,
+            operations=self._operations,
+            losses=tuple(loss for loss in losses if loss is not None),
+        )
+
+
+def _loss(seen: _Seen, place: Callable[[Spot | None], Place | None]) -> GradientLoss | None:
+    rows = [(row.tolist(), number) for row, number in seen.results]
+    lost = [(row, number) for row, number in rows if row[0]]
+    if not lost:
+        return None
+    worst = max((row for row, _ in lost), key=lambda row: row[2])
+    return GradientLoss(
+        kind="underflow" if seen.kind == "underflow" else "overflow",
+        op=seen.op,
+        backward=seen.backward,
+        place=place(seen.spot),
+        function=seen.spot.function if seen.spot is not None else "",
+        seen=seen.seen,
+        lost=len(lost),
+        passes=len({number for _, number in lost}),
+        largest=worst[1],
+        share=worst[2],
+        projection=worst[3],
+    )
+
+
+def _again(operation: Operation, widen: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    """Run an operation on wider copies of its operands."""
+
+    def wide(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return widen(value) if value.is_floating_point() else value
+        if isinstance(value, (list, tuple)):
+            return type(value)(wide(v) for v in value)
+        return value
+
+    kwargs = {k: wide(v) for k, v in operation.kwargs.items() if k != "dtype"}
+    out = operation.func(*(wide(a) for a in operation.args), **kwargs)
+    return list(tensors_in((out,)))
