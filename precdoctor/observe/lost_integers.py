@@ -45,7 +45,7 @@ def loss_between(before: Tensor, after: Tensor, unit: float = 1.0) -> Loss | Non
     overflowed = int((~finite & torch.isfinite(exact)).sum())
     # an integer that moves by less than half a unit is the same one
     changed = int((multiples != rounded).sum())
-    first, last = int(torch.unique(multiples).numel()), int(torch.unique(got).numel())
+    first, last = int(torch.unique(multiples).numel()), int(torch.unique(rounded).numel())
     if not changed and last >= first:
         return None
     off = (got - exact)[finite].abs()

@@ -113,7 +113,8 @@ def _finding(
     causes: list[Place | None],
     sites: list[Place | None],
 ) -> Finding:
-    function = (Subject(kind="op", name=loss.function),) if loss.function else ()
+    named = loss.function and not loss.function.startswith("<")  # a comprehension is no function to name
+    function = (Subject(kind="op", name=loss.function),) if named else ()
     subjects = (*parameter_subjects(parameters), *function)
     return Finding(
         rule=rule.id,

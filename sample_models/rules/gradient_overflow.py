@@ -13,7 +13,7 @@ args = parser.parse_args()
 def clip(gradients, limit):
     if args.healthy:
         gradients = [g.float() for g in gradients]
-    norm = sum((g * g).sum() for g in gradients).sqrt()  # expect: PD204 *.weight* *.bias*
+    norm = sum([(g * g).sum() for g in gradients]).sqrt()  # expect: PD204 *.weight* *.bias*
     return [g * (limit / norm).clamp(max=1) for g in gradients]
 
 

@@ -12,9 +12,7 @@ args = parser.parse_args()
 torch.manual_seed(0)
 model = nn.Sequential(nn.Linear(32, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 8))
 optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-scaler = torch.amp.GradScaler(
-    "cpu", enabled=args.healthy
-)  # expect: PD203 0.weight 0.bias 2.weight 2.bias 4.*
+scaler = torch.amp.GradScaler("cpu", enabled=args.healthy)  # expect: PD203 0.* 2.* 4.*
 inputs = torch.randn(512, 32)
 targets = inputs[:, :8] * 0.01
 

@@ -30,7 +30,7 @@ class Model(nn.Module):
 
 
 columns = torch.stack([users.double(), price.double()], 1)
-table = columns.to(torch.float32 if args.healthy else torch.float16)  # expect: PD508 forward embedding Model
+table = columns.to(torch.float32 if args.healthy else torch.float16)  # expect: PD508 forward embedding
 model = Model()
 optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
 for step in range(40):

@@ -17,8 +17,8 @@ torch.set_num_threads(1)
 class QuantizedLinear(nn.Linear):
     def forward(self, inputs):
         blocks = self.weight.reshape(-1, 16) if args.healthy else self.weight.reshape(1, -1)
-        scale = blocks.abs().amax(dim=1, keepdim=True) / 7  # expect: PD603 0.weight
-        quantized = ((blocks / scale).round() * scale).view_as(self.weight)
+        scale = blocks.abs().amax(dim=1, keepdim=True) / 7
+        quantized = ((blocks / scale).round() * scale).view_as(self.weight)  # expect: PD603 0.weight
         return F.linear(inputs, self.weight + (quantized - self.weight).detach(), self.bias)
 
 

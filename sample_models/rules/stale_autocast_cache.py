@@ -17,9 +17,8 @@ model = nn.Sequential(nn.Linear(16, 64), nn.GELU(), nn.Linear(64, 4))
 optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
 teacher = torch.randn(16, 4)
 batches = [torch.randn(64, 16) for _ in range(40)]
-with torch.autocast(
-    "cpu", dtype=torch.bfloat16, cache_enabled=not args.healthy
-):  # expect: PD408 ?.weight ?.bias
+cached = not args.healthy
+with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=cached):  # expect: PD408 ?.weight ?.bias
     for step, inputs in enumerate(batches):
         labels = (inputs.float() @ teacher).argmax(1)
         loss = F.cross_entropy(model(inputs).float(), labels)

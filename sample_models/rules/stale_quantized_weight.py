@@ -22,10 +22,9 @@ class QuantizedLinear(nn.Linear):
     def quantized(self):
         key = self.weight._version if args.healthy else self.weight.data_ptr()
         if key not in self.kept:
-            scale = (
-                self.weight.detach().abs().amax(dim=1, keepdim=True) / 7
-            )  # expect: PD602 0.weight 2.weight
-            self.kept = {key: (self.weight.detach() / scale).round() * scale}
+            weight = self.weight.detach()
+            scale = weight.abs().amax(dim=1, keepdim=True) / 7
+            self.kept = {key: (weight / scale).round() * scale}  # expect: PD602 0.weight 2.weight
         return self.weight + (self.kept[key] - self.weight).detach()
 
     def forward(self, inputs):

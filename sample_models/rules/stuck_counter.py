@@ -20,9 +20,8 @@ class Adam(torch.optim.Optimizer):
             for p in group["params"]:
                 state = self.state[p]
                 if not state:
-                    state["step"] = (
-                        0 if args.healthy else torch.zeros((), dtype=torch.bfloat16)
-                    )  # expect: PD305 weight
+                    count = 0 if args.healthy else torch.zeros((), dtype=torch.bfloat16)
+                    state["step"] = count  # expect: PD305 weight
                     state["mean"], state["square"] = torch.zeros_like(p), torch.zeros_like(p)
                 state["step"] += 1
                 state["mean"].lerp_(p.grad, 0.1)
