@@ -12,7 +12,8 @@ class IntegerUse:
     """What such numbers were used for."""
 
     #: "trigonometric", "periodic" (a remainder), "comparison", "index" (made integers again), "difference",
-    #: "offset" (most of it subtracted), "bias" (added to data), "feature" (multiplied with weights), "factor"
+    #: "offset" (most of it subtracted), "bias" (added to data), "feature" (multiplied with weights),
+    #: "infinity" (those that became infinite are used)
     kind: str
     place: Place | None = None
     #: largest error of what goes in: of a phase in radians, of a remainder as a share of its period,
@@ -36,6 +37,8 @@ class LostIntegers:
     module: str = ""
     #: they follow one another with equal distances: positions
     sequence: bool = False
+    #: there is one of them per row, as of ids; an image or a sound has many
+    one_per_row: bool = False
     #: times it was seen
     times: int = 0
     #: largest case: numbers looked at, different ones before and after, and the share that was changed

@@ -31,6 +31,7 @@ class CoarseUniform:
     zeros: int = 0
     #: largest magnitude of the result
     largest: float = 0.0
-    #: of the rarer outcome of a comparison: how often it was meant to come, and how often it came
+    #: how many were expected nearer than the nearest one; of the rarer outcome of a comparison: how often it
+    #: was meant to come, and how often it came
     expected: float = 0.0
     observed: float = 0.0

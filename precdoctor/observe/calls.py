@@ -36,7 +36,9 @@ class Calls:
 
         self._scaling = ScalingWatch(code, quietly, lambda: monitor().busy)
         self._regions = RegionWatch(code, quietly, looking)
-        self._checkpoints = CheckpointWatch(code, quietly, lambda: monitor().optimizers, cast_of)
+        self._checkpoints = CheckpointWatch(
+            code, quietly, lambda: monitor().optimizers, lambda: monitor().formats, cast_of
+        )
 
     @property
     def instruments(self) -> tuple[Instrument, ...]:

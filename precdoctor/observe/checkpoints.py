@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Literal
@@ -43,7 +43,8 @@ class _Snapshot:
     names: tuple[str, ...] = ()
     numel: int = 0
     with_optimizer: bool = False
-    with_full: bool = False
+    #: the full weights were not saved at the same step, at least once
+    alone: bool = False
     loaded_back: Spot | None = None
     #: loaded into weights that had been trained
     was_trained: bool = False
@@ -52,22 +53,30 @@ class _Snapshot:
 
 
 class CheckpointWatch:
-    """Watches what is saved and loaded; ``optimizers`` returns those that have made a step."""
+    """Watches what is saved and loaded.
+
+    ``optimizers`` returns those that have made a step, ``formats`` the first formats of their parameters,
+    ``cast_of`` the line that cast a tensor.
+    """
 
     def __init__(
         self,
         code: UserCode,
         quietly: Callable[[Callable[[], None]], bool],
         optimizers: Callable[[], list[torch.optim.Optimizer]],
+        formats: Callable[[], dict[int, torch.dtype]],
         cast_of: Callable[[Tensor], Spot | None],
     ) -> None:
-        self._code, self._quietly, self._optimizers, self._cast_of = code, quietly, optimizers, cast_of
+        self._code, self._quietly = code, quietly
+        self._optimizers, self._formats, self._cast_of = optimizers, formats, cast_of
         self._patches = Patches()
         self._sites: dict[tuple[str, Spot | None], _Snapshot] = {}
         #: saved at the same step: parameters in full, and whether optimizer state was
         self._full: set[int] = set()
         self._state = False
-        self._now: list[_Snapshot] = []
+        self._now: list[tuple[_Snapshot, frozenset[int]]] = []
+        #: weights that were rounded themselves to be saved, and have not been stepped since
+        self._rounded: list[_Snapshot] = []
         self._step = -1
         self._steps = 0
         #: loaded from a low format, and optimizers whose state was loaded, and not stepped since
@@ -89,7 +98,7 @@ class CheckpointWatch:
     def stepped(self, steps: int) -> None:
         """Take note that an optimizer has made a step; ``steps`` were made in all."""
         self._steps = steps
-        if self._loaded:
+        if self._loaded or self._rounded:
             self._went_on()
 
     # ------------------------------------------------------------------ wrappers: pass everything through
@@ -129,35 +138,38 @@ class CheckpointWatch:
             known.steps = (known.steps[0], self._steps)
             return
         if self._step != self._steps:
-            self._full, self._state, self._now, self._step = set(), False, [], self._steps
+            self._close()
+            self._step = self._steps
         tensors, holds_state = _contents(saved)
         self._state |= holds_state
-        trained = _by_shape(self._optimizers())
+        formats = self._formats()
+        trained = _by_shape(self._optimizers(), formats)
         low: dict[int, tuple[str, Tensor, Tensor]] = {}
         for name, tensor in tensors:
             for parameter in trained.get(tuple(tensor.shape), ()):
-                if tensor.dtype in _LOW and id(parameter) not in low and _is_rounded(parameter, tensor):
+                rounded = tensor.dtype in _LOW and _is_rounded(parameter, tensor)
+                if rounded and id(parameter) not in low:
                     low[id(parameter)] = (name, parameter, tensor)
                     break
-                if tensor.dtype == parameter.dtype and _is_same(parameter, tensor):
+                if tensor.dtype == parameter.dtype and not rounded and _is_same(parameter, tensor):
                     self._full.add(id(parameter))
                     break
-        pairs = [pair for key, pair in low.items() if key not in self._full]
-        if pairs:
-            self._truncated(pairs, spot)
-        for snapshot in self._now:
-            held = {id(p) for ref in snapshot.parameters if (p := ref()) is not None}
-            snapshot.with_full |= bool(held) and held <= self._full
-            snapshot.with_optimizer |= self._state
+        found = [item for key, item in low.items() if key not in self._full]
+        if found:
+            self._truncated(found, formats, spot)
 
-    def _truncated(self, found: list[tuple[str, Tensor, Tensor]], spot: Spot | None) -> None:
+    def _truncated(
+        self, found: list[tuple[str, Tensor, Tensor]], formats: dict[int, torch.dtype], spot: Spot | None
+    ) -> None:
         pairs = [(parameter, tensor) for _, parameter, tensor in found]
-        changed, error = _difference(pairs)
+        in_place = any(parameter.dtype in _LOW for parameter, _ in pairs)
+        changed, error = (1.0, 0.0) if in_place else _difference(pairs)
         if not changed:
             return
         known = self._sites.get(("saved", spot))
         if known is None:
-            known = self._new("saved", pairs[0][0].dtype, pairs[0][1].dtype, spot)
+            dtype = formats[id(pairs[0][0])] if in_place else pairs[0][0].dtype
+            known = self._new("saved", dtype, pairs[0][1].dtype, spot)
             known.steps = (self._steps, self._steps)
         known.cast = known.cast or self._cast_of(pairs[0][1])
         known.times += 1
@@ -166,8 +178,17 @@ class CheckpointWatch:
         known.numel = sum(parameter.numel() for parameter, _ in pairs)
         known.names = tuple(name for name, _, _ in found)
         known.changed, known.error = max(known.changed, changed), max(known.error, error)
-        known.with_full = False
-        self._now.append(known)
+        self._now.append((known, frozenset(id(parameter) for parameter, _ in pairs)))
+        if in_place:
+            self._rounded.append(known)
+
+    def _close(self) -> None:
+        """Judge what was saved at one step, taken together."""
+        for known, held in self._now:
+            if not held <= self._full:
+                known.alone = True
+                known.with_optimizer |= self._state
+        self._full, self._state, self._now = set(), False, []
 
     def _new(
         self, kind: Literal["saved", "loaded"], trained: torch.dtype, low: torch.dtype, spot: Spot | None
@@ -233,11 +254,16 @@ class CheckpointWatch:
                     if saved.kind == "saved" and saved.numel == known.numel:
                         saved.loaded_back = saved.loaded_back or known.spot
         self._loaded, self._resumed = waiting, []
+        for known in self._rounded:
+            if any(p.dtype in _FULL for ref in known.parameters if (p := ref()) is not None):
+                known.loaded_back = known.loaded_back or known.spot
+        self._rounded = []
 
     # ------------------------------------------------------------------ afterwards
 
     def evidence(self, place: Callable[[Spot | None], Place | None]) -> tuple[Snapshot, ...]:
         """Return what was saved and loaded."""
+        self._close()
         return tuple(
             Snapshot(
                 kind=known.kind,
@@ -251,7 +277,7 @@ class CheckpointWatch:
                 parameters=known.names,
                 numel=known.numel,
                 with_optimizer=known.with_optimizer,
-                with_full=known.with_full,
+                with_full=known.kind == "saved" and not known.alone,
                 loaded_back=place(known.loaded_back),
                 changed_share=known.changed,
                 relative_error=known.error,
@@ -282,19 +308,17 @@ def _contents(saved: Any) -> tuple[list[tuple[str, Tensor]], bool]:
     return tensors, holds_state
 
 
-def _by_shape(optimizers: list[torch.optim.Optimizer]) -> dict[tuple[int, ...], list[Tensor]]:
-    """Return the full parameters that optimizers step, by shape."""
+def _by_shape(
+    optimizers: list[torch.optim.Optimizer], formats: dict[int, torch.dtype]
+) -> dict[tuple[int, ...], list[Tensor]]:
+    """Return the parameters that optimizers step in full, by shape; they may be rounded just now."""
     found: dict[tuple[int, ...], list[Tensor]] = {}
-    for parameter in _trained(optimizers):
-        found.setdefault(tuple(parameter.shape), []).append(parameter)
-    return found
-
-
-def _trained(optimizers: list[torch.optim.Optimizer]) -> Iterator[Tensor]:
     for optimizer in optimizers:
         for parameter in parameters_of(optimizer):
-            if parameter.requires_grad and parameter.dtype in _FULL and is_plain(parameter):
-                yield parameter
+            full = parameter.dtype in _FULL or formats.get(id(parameter)) in _FULL
+            if parameter.requires_grad and full and is_plain(parameter):
+                found.setdefault(tuple(parameter.shape), []).append(parameter)
+    return found
 
 
 def _sample(tensor: Tensor) -> Tensor:

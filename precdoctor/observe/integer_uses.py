@@ -202,7 +202,7 @@ class IntegerTrails:
         out = operation.outputs[0]
         divided = name.startswith("aten::div")
         numbers = [a for a in operation.args if isinstance(a, (int, float)) and not isinstance(a, bool)]
-        constants = [t for t in others if not t.requires_grad or t.is_leaf]
+        constants = [t for t in others if (not t.requires_grad or t.is_leaf) and not _is_data(t, out)]
         if (
             len(constants) < len(others)
             or (divided and tags[0] is None)
@@ -221,7 +221,7 @@ class IntegerTrails:
         scale = 1 / factor if divided else factor
         same = not any(t.numel() > 1 for t in constants)  # by one number: still multiples of something
         if tag.site is not None or same:
-            self.put(out, tag.site, tag.error * scale, tag.unit * scale if same else 0.0)
+            self.put(out, tag.site, tag.error * scale, tag.unit * scale if same else 0.0, tag.index)
 
     def _added(
         self,
@@ -245,7 +245,10 @@ class IntegerTrails:
                 self.use(operation, tag.site, "difference", share)
             elif float(out.abs().max()) <= source / 8:
                 self.use(operation, tag.site, "offset", share)
-        self.put(out, tag.site, tag.error, tag.unit)
+        if any(_is_data(t, out) for t in others):
+            self.drop(out)
+        else:
+            self.put(out, tag.site, tag.error, tag.unit, tag.index)
 
     def _product(self, operation: Operation, tag: Tag, inputs: list[Tensor], tags: list[Tag | None]) -> None:
         others = [t for t, known in zip(inputs, tags, strict=True) if known is None]
@@ -310,6 +313,12 @@ def _record(site: Site, place: Callable[[Spot | None], Place | None]) -> LostInt
         overflowed=worst.overflowed,
         uses=tuple(uses),
     )
+
+
+def _is_data(tensor: Tensor, result: Tensor) -> bool:
+    """Tell whether a tensor has a number of its own for each element of a result, as no constant has."""
+    held = tensor.untyped_storage().nbytes() // tensor.element_size()
+    return held >= result.numel() > 1
 
 
 def smallest(operation: Operation) -> float:

@@ -32,6 +32,16 @@ from precdoctor.observe.watch import is_plain
 
 _RANGES = ("aten::arange", "aten::linspace")
 _CASTS = ("aten::_to_copy", "aten::copy_")
+_LOOKED_AT = FACTORS | SUMS | REMAINDERS | {*_CASTS}
+
+
+def _by_autocast(out: Tensor) -> bool:
+    """Tell whether autocast made a cast: inside a region it is off while it casts, and on for the program."""
+    device = out.device.type
+    inside = torch.autocast_increment_nesting() > 1
+    torch.autocast_decrement_nesting()
+    off = not torch.is_autocast_enabled(device)
+    return inside and off and out.dtype == torch.get_autocast_dtype(device)
 
 
 class IntegerWatch:
@@ -52,6 +62,8 @@ class IntegerWatch:
         name = operation.name
         if name in _RANGES:
             self._range(operation)
+            return
+        if name not in _LOOKED_AT and not self._trails:
             return
         inputs = [t for t in operation.inputs if is_plain(t)]
         tags = [self._trails.of(t) for t in inputs]
@@ -117,9 +129,7 @@ class IntegerWatch:
         if out.dtype in BITS and source.dtype != out.dtype:
             loss = self._loss(source, out, unit)
             if loss is not None:
-                device = out.device.type
-                made = source.is_floating_point() and torch.is_autocast_enabled(device)
-                how = "autocast" if made and out.dtype == torch.get_autocast_dtype(device) else "cast"
+                how = "autocast" if source.is_floating_point() and _by_autocast(out) else "cast"
                 before = str(source.dtype).removeprefix("torch.")
                 site = self._trails.note(operation, how, before, out.dtype, loss)
                 self._trails.put(out, site, loss.error, unit or 1.0)

@@ -30,6 +30,7 @@ class Loss:
     error: float
     overflowed: int
     sequence: bool
+    one_per_row: bool = False
 
 
 def loss_between(before: Tensor, after: Tensor, unit: float = 1.0) -> Loss | None:
@@ -57,6 +58,7 @@ def loss_between(before: Tensor, after: Tensor, unit: float = 1.0) -> Loss | Non
         error=float(off.max()) if off.numel() else float("inf"),
         overflowed=overflowed,
         sequence=is_sequence(before, unit),
+        one_per_row=before.dim() < 2 or before.shape[-1] == 1,
     )
 
 

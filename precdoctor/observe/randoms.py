@@ -26,21 +26,22 @@ from precdoctor.observe.watch import is_plain
 
 _LOW = (torch.float16, torch.bfloat16)
 _DRAWS = ("aten::rand", "aten::rand_like", "aten::uniform_")
+#: distance from where a function is singular that a constant keeps, beyond which it has no tail
+_SPARED = 2.0**-9
 #: lines kept, and tensors that are followed
 _SITES, _TAGS = 128, 4096
-#: a clamp at less than this takes away no more than the format does
-_CLAMP = 2.0**-7
 
 
 def _named(text: str) -> frozenset[str]:
     return frozenset(f"aten::{name}{suffix}" for name in text.split() for suffix in ("", "_"))
 
 
-#: operations after which the numbers are as coarse as before
-_PASSED = _named(
-    "_to_copy copy clone alias add sub rsub neg mul div abs clamp clamp_min clamp_max index index_select "
-    "expand repeat cat stack flip view_copy unsqueeze_copy log log2 log10 log1p"
+#: operations that move numbers
+_MOVED = _named(
+    "_to_copy copy clone alias index index_select expand repeat cat stack flip view_copy unsqueeze_copy"
 )
+#: operations after which they are as coarse as before
+_PASSED = _MOVED | _named("add sub rsub neg mul div abs clamp clamp_min clamp_max log log2 log10 log1p")
 #: argument at which an operation is singular: the distance of its input from there
 _SINGULAR: dict[str, Callable[[Tensor], Tensor]] = {
     "log": torch.abs,
@@ -54,6 +55,8 @@ _SINGULAR: dict[str, Callable[[Tensor], Tensor]] = {
     "logit": lambda x: torch.minimum(x, 1 - x).abs(),
     "special_ndtri": lambda x: torch.minimum(x, 1 - x).abs(),
 }
+#: of these the numbers lie on one side of where it is singular, or between two such places
+_INSIDE = frozenset(("log1p", "erfinv", "atanh", "logit", "special_ndtri"))
 _TAILS = {f"aten::{name}{suffix}": name for name in _SINGULAR for suffix in ("", "_")}
 _COMPARED = {f"aten::{name}{suffix}": name for name in ("lt", "le", "gt", "ge") for suffix in ("", "_")}
 
@@ -66,9 +69,11 @@ class _Drawn:
     spot: Spot | None
     format: str
     distinct: int
-    #: as they were drawn, between 0 and 1; or 1, or another number, was added
+    #: where they lie, had they been drawn and computed exactly
+    low: float
+    high: float
+    #: as they were drawn, between 0 and 1
     plain: bool
-    shift: float | None = None
     #: singular functions that they went through
     depth: int = 0
 
@@ -88,6 +93,8 @@ class _Site:
     distinct: int = 0
     nearest: float = float("inf")
     nearest_count: int = 0
+    #: draws in which one nearer than the nearest was expected
+    within: float = 0.0
     zeros: int = 0
     largest: float = 0.0
     #: expected and observed number of times that a comparison is true, and that it is false
@@ -134,8 +141,8 @@ class RandomWatch:
             return
         if name in _TAILS:
             self._tail(operation, _TAILS[name], inputs[known.index(source)], source)
-        elif name in ("aten::floor", "aten::floor_") and source.shift is not None:
-            self._outcome(operation, "floor", source, source.shift, operation.outputs[0])
+        elif name in ("aten::floor", "aten::floor_") and 0 < source.low < 1 and source.high - source.low == 1:
+            self._outcome(operation, "floor", source, source.low, operation.outputs[0])
         elif name in _COMPARED and source.plain:
             self._compared(operation, _COMPARED[name], inputs, known, source)
         elif name == "aten::div" and len(known) == 2 and known[0] is None:
@@ -171,6 +178,8 @@ class RandomWatch:
             spot=self._code.innermost(operation.frame)[0],
             format=str(out.dtype).removeprefix("torch."),
             distinct=int(torch.unique(out.detach().reshape(-1)[: 1 << 18]).numel()),
+            low=float(bounds[0]),
+            high=float(bounds[1]),
             plain=unit,
         )
 
@@ -184,27 +193,23 @@ class RandomWatch:
     ) -> None:
         """Follow the numbers into a result that is as coarse as they are."""
         out = operation.outputs[0] if operation.outputs else None
-        others = [t for t, k in zip(inputs, known, strict=True) if k is None and t.numel() > 1]
         if out is None or not is_plain(out) or not out.is_floating_point():
             return
-        bounds = [b for b in operation.args[1:] if isinstance(b, float)] if "clamp" in name else []
-        if (others and not name.startswith(("aten::cat", "aten::stack", "aten::copy"))) or any(
-            _CLAMP < b < 1 - _CLAMP for b in bounds
-        ):
+        position = next(index for index, k in enumerate(known) if k is source)
+        support = _support(name, operation, inputs, position, source) if name not in _MOVED else None
+        if name in _MOVED:
+            support = source.low, source.high
+        if support is None:
             self._drawn.pop(storage_key(out), None)
             return
-        same = name.startswith(("aten::_to_copy", "aten::copy", "aten::clone", "aten::expand", "aten::index"))
-        shift = source.shift if same else None
-        if name in ("aten::add", "aten::add_") and source.plain:
-            number = next((a for a in operation.args if isinstance(a, (int, float))), None)
-            shift = float(number) if number is not None and 0 < number < 1 else None
         self._drawn[storage_key(out)] = _Drawn(
             memory=Memory(out),
             spot=source.spot,
             format=source.format,
             distinct=source.distinct,
-            plain=source.plain and same,
-            shift=shift,
+            low=support[0],
+            high=support[1],
+            plain=source.plain and name in _MOVED,
             depth=source.depth + (name in _TAILS),
         )
 
@@ -230,6 +235,12 @@ class RandomWatch:
         distance = _SINGULAR[what](before.detach().double()).reshape(-1)
         if not distance.numel():
             return
+        ends = torch.tensor([source.low, source.high], dtype=torch.float64)
+        spared = float(_SINGULAR[what](ends).min())  # it lies this far outside of where the numbers can be
+        if what not in _INSIDE and source.low < 0 < source.high:
+            spared = 0.0
+        if spared > _SPARED:
+            return
         site = self._site(operation, "tail", what, source)
         away = distance[distance > 0]
         nearest = float(away.min()) if away.numel() else float("inf")
@@ -239,6 +250,9 @@ class RandomWatch:
             site.nearest = nearest
         site.drawn += distance.numel()
         site.zeros += distance.numel() - away.numel()
+        width = min(max(source.high - source.low, 1e-3), 2.0) if source.high < float("inf") else 1.0
+        if spared < float("inf") and site.nearest < float("inf"):
+            site.within = site.drawn * max(site.nearest - spared, 0.0) / width
         out = operation.outputs[0].detach()
         finite = out[torch.isfinite(out)]
         site.largest = max(site.largest, float(finite.abs().max()) if finite.numel() else 0.0)
@@ -291,8 +305,36 @@ class RandomWatch:
         return tuple(_record(site, place) for site in self._sites.values())
 
 
+def _support(
+    name: str, operation: Operation, inputs: list[Tensor], position: int, source: _Drawn
+) -> tuple[float, float] | None:
+    """Return where exact numbers lie after an operation with constants; None where others go into it."""
+    if any(t.numel() != 1 or t.device.type != "cpu" for i, t in enumerate(inputs) if i != position):
+        return None
+    if "clamp" in name and _is_eps(operation, inputs[position].dtype):
+        return source.low, source.high  # as torch.distributions does, for want of finer numbers
+    ends = torch.tensor([source.low, source.high], dtype=torch.float64)
+    args = [ends if a is inputs[position] else a for a in operation.args]
+    function = getattr(torch, name.removeprefix("aten::").removesuffix("_"), None)
+    if function is None or not args:
+        return None
+    found = function(*args, **operation.kwargs)
+    low, high = float(found.min()), float(found.max())
+    if "abs" in name and source.low < 0 < source.high:
+        low = 0.0
+    return (low, high) if low < high else None
+
+
+def _is_eps(operation: Operation, dtype: torch.dtype) -> bool:
+    """Tell whether a clamp keeps away from 0 or 1 by no more than the format's eps."""
+    given = [*operation.args[1:], *operation.kwargs.values()]
+    bounds = [float(b) for b in given if isinstance(b, (int, float))]
+    return bool(bounds) and all(min(abs(b), abs(1 - b)) <= torch.finfo(dtype).eps for b in bounds)
+
+
 def _record(site: _Site, place: Callable[[Spot | None], Place | None]) -> CoarseUniform:
     rarer = 0 if site.expected[0] <= site.expected[1] else 1
+    tail = site.use == "tail"
     return CoarseUniform(
         format=site.format,
         use=site.use,
@@ -306,6 +348,6 @@ def _record(site: _Site, place: Callable[[Spot | None], Place | None]) -> Coarse
         nearest_count=site.nearest_count,
         zeros=site.zeros,
         largest=site.largest,
-        expected=site.expected[rarer],
-        observed=float(site.observed[rarer]),
+        expected=site.within if tail else site.expected[rarer],
+        observed=0.0 if tail else float(site.observed[rarer]),
     )

@@ -47,7 +47,7 @@ class BypassedScaler(Rule):
 
     ## References
 
-    - PyTorch documentation, Automatic Mixed Precision examples
+    - PyTorch documentation, Automatic Mixed Precision examples: working with unscaled gradients
     """
 
     id: ClassVar[str] = "PD404"

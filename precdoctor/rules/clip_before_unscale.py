@@ -7,7 +7,7 @@ from typing import ClassVar
 from precdoctor.evidence import EarlyClip, Evidence
 from precdoctor.rules.finding import Finding, Subject
 from precdoctor.rules.prescriptions import ranked
-from precdoctor.rules.reading import locations
+from precdoctor.rules.reading import functions, locations
 from precdoctor.rules.rule import Rule
 from precdoctor.rules.wording import at, count, loss_scale, number
 
@@ -101,9 +101,9 @@ class ClipBeforeUnscale(Rule):
 
 
 def _function(clip: EarlyClip) -> str:
-    if clip.place is not None and clip.place.function:
-        return clip.place.function
-    return "clip_grad_value_" if clip.kind == "value" else "clip_grad_norm_"
+    return next(
+        iter(functions([clip.place])), "clip_grad_value_" if clip.kind == "value" else "clip_grad_norm_"
+    )
 
 
 def _had_effect(clip: EarlyClip) -> bool:

@@ -8,7 +8,7 @@ from typing import ClassVar
 from precdoctor.evidence import CoarseUniform, Evidence
 from precdoctor.rules.finding import Finding, Subject
 from precdoctor.rules.prescriptions import ranked
-from precdoctor.rules.reading import locations
+from precdoctor.rules.reading import functions, locations
 from precdoctor.rules.rule import Rule
 from precdoctor.rules.wording import at, number, percent
 
@@ -76,14 +76,14 @@ class CoarseRandom(Rule):
     @classmethod
     def _finding(cls, items: list[CoarseUniform]) -> Finding:
         first = items[0]
-        functions = [p.function for i in items for p in (i.place, i.used_at) if p is not None and p.function]
+        names = functions(place for item in items for place in (item.place, item.used_at))
         modules = [i.module for i in items if i.module]
         return Finding(
             rule=cls.id,
             name=cls.name,
             severity="warning",
             subjects=(
-                *(Subject(kind="op", name=name) for name in dict.fromkeys(functions or [first.operation])),
+                *(Subject(kind="op", name=name) for name in names or (first.operation,)),
                 *(Subject(kind="module", name=name) for name in dict.fromkeys(modules)),
             ),
             message=(
@@ -121,7 +121,7 @@ def _why(item: CoarseUniform) -> str:
     if item.zeros >= MIN_ATOMS:
         share = percent(item.zeros / item.drawn)
         return f"{what} was given exactly the point where it is infinite {item.zeros:,} times ({share})"
-    expected = item.drawn * item.nearest
+    expected = item.expected
     if expected > GAP:
         return (
             f"{what} never saw its tail: nothing nearer than {number(item.nearest)}, where "

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import ClassVar
 
-from precdoctor.evidence import Evidence, Scaler
+from precdoctor.evidence import Evidence, Place, Scaler
 from precdoctor.rules.finding import Finding, Subject
 from precdoctor.rules.prescriptions import ranked
 from precdoctor.rules.reading import locations
@@ -27,9 +29,9 @@ class CollapsedLossScale(Rule):
     ## What it means
 
     A gradient scaler leaves a step out, and halves its scale, when a gradient is inf or NaN. A few such steps
-    at the start are how it finds its scale. Here they do not end: something is not finite at any scale (a
-    NaN of the forward pass, an overflow that the loss does not cause), or so often that the scale, which
-    doubles every 2,000 steps only, cannot recover.
+    at the start are how it finds its scale. Here they do not end: something is not finite at any scale (a NaN
+    of the forward pass, an overflow that the loss does not cause), or so often that the scale, which doubles
+    every 2,000 steps only, cannot recover. A scaler that is made anew for each step never finds its scale.
 
     ## Why it hurts
 
@@ -66,7 +68,8 @@ class CollapsedLossScale(Rule):
     @classmethod
     def criterion(cls, evidence: Evidence) -> list[Finding]:
         """Return a finding per scaler."""
-        return [cls._finding(s) for s in evidence.scalers if s.enabled and s.updates and _why(s)]
+        scalers = _by_line(s for s in evidence.scalers if s.enabled and s.updates)
+        return [cls._finding(s) for s in scalers if _why(s)]
 
     @classmethod
     def _finding(cls, scaler: Scaler) -> Finding:
@@ -106,6 +109,28 @@ class CollapsedLossScale(Rule):
                 ]
             ),
         )
+
+
+def _by_line(scalers: Iterable[Scaler]) -> list[Scaler]:
+    """Return scalers, those that one line makes again and again as one."""
+    found: dict[Place | None, Scaler] = {}
+    single: list[Scaler] = []
+    for scaler in scalers:
+        if scaler.place is None or scaler.updates >= MIN_RECENT:
+            single.append(scaler)
+            continue
+        known = found.get(scaler.place)
+        if known is not None:
+            scaler = replace(
+                scaler,
+                updates=known.updates + scaler.updates,
+                skipped=known.skipped + scaler.skipped,
+                recent=known.recent + scaler.recent,
+                recent_skipped=known.recent_skipped + scaler.recent_skipped,
+                overflowing=scaler.overflowing or known.overflowing,
+            )
+        found[scaler.place] = scaler
+    return [*single, *found.values()]
 
 
 def _why(scaler: Scaler) -> str:

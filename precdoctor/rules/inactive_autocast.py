@@ -53,7 +53,7 @@ class InactiveAutocast(Rule):
 
     ## References
 
-    - PyTorch documentation, torch.amp.autocast
+    - PyTorch documentation, torch.amp.autocast (device_type, enabled)
     - karpathy/nanoGPT#27, huggingface/diffusers#5507
     """
 

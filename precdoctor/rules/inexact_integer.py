@@ -7,6 +7,7 @@ from typing import ClassVar
 from precdoctor.evidence import Evidence, LostIntegers
 from precdoctor.rules.finding import Finding, Severity
 from precdoctor.rules.lost_integers import (
+    coinciding,
     decisive,
     integer_locations,
     integer_subjects,
@@ -42,7 +43,7 @@ class InexactInteger(Rule):
     depends on them followed: a remainder that is off by 1/64 of its period or more, a sine that is off by
     0.1 rad, a look-up with numbers made integers again, a comparison of one with another, a difference or a
     subtraction that leaves an error of 5 % of its spread, or an infinity used further. A note where numbers,
-    a fifth of which coincide, are multiplied with weights as they are.
+    one per row and a fifth of which coincide, are multiplied with weights as they are.
 
     ## Blind spots
 
@@ -95,5 +96,5 @@ class InexactInteger(Rule):
 
 
 def _is_noted(item: LostIntegers) -> bool:
-    coincide = 1 - item.distinct_after / item.distinct_before if item.distinct_before else 0.0
-    return item.how != "autocast" and coincide >= NOTED and any(use.kind == "feature" for use in item.uses)
+    is_id = item.one_per_row and item.how != "autocast"
+    return is_id and coinciding(item) >= NOTED and any(use.kind == "feature" for use in item.uses)

@@ -6,7 +6,7 @@ import math
 
 from precdoctor.evidence import IntegerUse, LostIntegers
 from precdoctor.rules.finding import Location, Subject
-from precdoctor.rules.reading import locations
+from precdoctor.rules.reading import functions, locations
 from precdoctor.rules.wording import at, number, percent
 
 #: numbers from which shares say something
@@ -30,6 +30,7 @@ _WORDS = {
     "offset": "most of each is subtracted again, and what is left is off by up to {} of its spread",
     "bias": "they are added to data, off by up to {}",
     "feature": "they are multiplied with weights, off by up to {}",
+    "infinity": "what is infinite is used",
 }
 
 
@@ -75,12 +76,12 @@ def _matters(item: LostIntegers, use: IntegerUse) -> bool:
             return use.error >= MIN_DIFFERENCE or (item.sequence and coinciding(item) >= MIN_SHARE)
         case "offset":
             return use.error >= MIN_DIFFERENCE
+        case "infinity":
+            return True
         case "bias":
-            many = item.sequence and coinciding(item) >= MANY
-            return bool(item.overflowed) or (many and use.error >= MIN_BIAS)
+            return item.sequence and coinciding(item) >= MANY and use.error >= MIN_BIAS
         case _:
-            many = item.sequence and coinciding(item) >= MANY and item.how != "autocast"
-            return bool(item.overflowed) or many
+            return item.sequence and coinciding(item) >= MANY and item.how != "autocast"
 
 
 def what_happened(item: LostIntegers, noun: str) -> str:
@@ -108,8 +109,7 @@ def what_happened(item: LostIntegers, noun: str) -> str:
 def integer_subjects(item: LostIntegers) -> tuple[Subject, ...]:
     """Return the function that did it, and the module in whose forward it happened or was used."""
     use = decisive(item)
-    functions = [p.function for p in (item.place, use.place if use else None) if p is not None and p.function]
-    found = [Subject(kind="op", name=name) for name in dict.fromkeys(functions)]
+    found = [Subject(kind="op", name=name) for name in functions([item.place, use.place if use else None])]
     if item.module:
         found.append(Subject(kind="module", name=item.module))
     return tuple(found) or (Subject(kind="op", name="cast"),)

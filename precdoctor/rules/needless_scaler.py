@@ -37,7 +37,7 @@ class NeedlessScaler(Rule):
 
     ## Remedies
 
-    Drop the scaler, or `GradScaler(enabled=dtype == torch.float16)`.
+    Drop the scaler, or enable it for float16 only: `GradScaler(enabled=dtype == torch.float16)`.
 
     ## References
 

@@ -53,8 +53,8 @@ class PositionCollision(Rule):
 
     ## References
 
-    - huggingface/transformers#29285, EleutherAI/gpt-neox#1016, NVIDIA/Megatron-LM#535
-    - modelscope/DiffSynth-Studio#1025, huggingface/diffusers#9405
+    - Issues huggingface/transformers#29285 (rotary), EleutherAI/gpt-neox#1016, NVIDIA/Megatron-LM#535
+    - Issues modelscope/DiffSynth-Studio#1025, huggingface/diffusers#9405
     """
 
     id: ClassVar[str] = "PD502"

@@ -126,6 +126,12 @@ def locations(causes: Iterable[Place | None], sites: Iterable[Place | None] = ()
     return tuple(found.values())
 
 
+def functions(places: Iterable[Place | None]) -> tuple[str, ...]:
+    """Return the names of the functions that places are in, each once; those without a name are left out."""
+    names = (place.function for place in places if place is not None)
+    return tuple(dict.fromkeys(name for name in names if name and not name.startswith("<")))
+
+
 def format_locations(items: Sequence[Stepped]) -> tuple[Location, ...]:
     """Return the lines that gave parameters their format (causes) and learning rate (sites).
 

@@ -33,8 +33,8 @@ class StaleAutocastCache(Rule):
     ## Criterion
 
     An error where the forward pass used casts of weights, under autocast, that were made at least one
-    optimizer step before, casting anew would change more than 2 % of the values, and what is used moved by
-    less than 5 % of what the weight moved.
+    optimizer step before, casting anew would change more than 2 % of the values, and either a region spans
+    two steps or more, or what is used moved by less than 5 % of what the weight moved.
 
     ## Blind spots
 

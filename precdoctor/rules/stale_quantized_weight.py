@@ -140,20 +140,29 @@ class StaleQuantizedWeight(Rule):
 def is_stale(item: Quantized) -> bool:
     """Tell whether the forward pass uses values of a weight that has moved since they were made."""
     quantizer = item.quantizer
-    if item.parameter is None or quantizer.age_steps < 1 or quantizer.weight_moved == 0:
-        return False
-    if quantizer.stale_share is not None and quantizer.stale_share < MIN_STALE:
-        return False
-    return quantizer.used_moved < MAX_FOLLOWING * quantizer.weight_moved
+    return _is_old(item) and quantizer.used_moved < MAX_FOLLOWING * quantizer.weight_moved
 
 
 def is_kept_by_autocast(evidence: Evidence, item: Quantized) -> bool:
-    """Tell whether a stale copy of a weight is a cast that autocast keeps."""
+    """Tell whether an old copy of a weight is a cast that autocast keeps.
+
+    Where a region spans several steps, a cast that is made anew at its end does not make up for those.
+    """
     quantizer = item.quantizer
-    if quantizer.kind != "cast" or not is_stale(item):
+    if quantizer.kind != "cast" or not _is_old(item):
         return False
     cast_in = any(r.enabled and r.format == quantizer.format for r in evidence.regions)
-    return cast_in or any(f.autocast == quantizer.format for f in evidence.forwards)
+    if not cast_in and not any(f.autocast == quantizer.format for f in evidence.forwards):
+        return False
+    return is_stale(item) or any(r.steps_inside > 1 for r in evidence.regions)
+
+
+def _is_old(item: Quantized) -> bool:
+    """Tell whether values were used that would be others, had they been made anew."""
+    quantizer = item.quantizer
+    if item.parameter is None or quantizer.age_steps < 1 or quantizer.weight_moved == 0:
+        return False
+    return quantizer.stale_share is None or quantizer.stale_share >= MIN_STALE
 
 
 def _is_dead(item: Quantized) -> bool:

@@ -46,7 +46,8 @@ class TruncatedCheckpoint(Rule):
 
     ## References
 
-    - TensorAuto/OpenTau#185, facebookresearch/fairseq#2681, NVIDIA/apex#42
+    - Issues TensorAuto/OpenTau#185, facebookresearch/fairseq#2681, kohya-ss/sd-scripts#93, NVIDIA/apex#42
+    - PyTorch documentation, Saving and loading models: a general checkpoint for resuming
     """
 
     id: ClassVar[str] = "PD702"
@@ -75,11 +76,12 @@ class TruncatedCheckpoint(Rule):
             beside = "beside the optimizer's state" if snapshot.with_optimizer else "and loaded again"
             text = (
                 f"{weights} are saved in {snapshot.format}{at(snapshot.cast or snapshot.place)}, {beside}: "
-                f"rounding changes {percent(snapshot.changed_share)} of the elements by "
-                f"{number(snapshot.relative_error)} of their size (rms)"
+                f"rounding changes {percent(snapshot.changed_share)} of the elements"
             )
+            if snapshot.relative_error:
+                text += f" by {number(snapshot.relative_error)} of their size (rms)"
             step = _step_size(evidence)
-            if step:
+            if step and snapshot.relative_error:
                 text += f", as much as {number(snapshot.relative_error / step)} steps of training move them"
         back = snapshot.loaded_back
         if back is not None:

@@ -28,6 +28,6 @@ for step in range(40):
         scaler.step(optimizer)
         scaler.update()
     else:
-        optimizer.step()  # expect: PD404
+        optimizer.step()  # expect: PD404 # of Adam
     if step % 10 == 0:
         print(f"step {step}  loss {loss.item():.4f}")

@@ -26,6 +26,7 @@ def judged(**changes: Any) -> list[Finding]:
         "distinct": 1094,
         "nearest": 1 / 32768,
         "nearest_count": 1,
+        "expected": 1.0,
     }
     return CoarseRandom.criterion(evidence(parameter(), uniforms=(CoarseUniform(**{**values, **changes}),)))
 
@@ -34,9 +35,9 @@ def test_noise_that_comes_as_near_as_it_should_is_healthy() -> None:
     assert not judged()
 
 
-@pytest.mark.parametrize(("nearest", "ill"), [(15 / 32768, False), (17 / 32768, True)])
-def test_a_gap_before_the_singularity_cuts_the_tail_off(nearest: float, ill: bool) -> None:
-    found = judged(nearest=nearest, largest=5.53)
+@pytest.mark.parametrize(("expected", "ill"), [(15.0, False), (17.0, True)])
+def test_a_gap_before_the_singularity_cuts_the_tail_off(expected: float, ill: bool) -> None:
+    found = judged(nearest=1 / 256, expected=expected, largest=5.53)
     assert bool(found) == ill
     if ill:
         assert found[0].severity == "warning"
@@ -50,8 +51,8 @@ def test_numbers_on_the_singularity_are_ill(zeros: int, ill: bool) -> None:
 
 
 def test_numbers_that_eps_saved_from_it_are_ill() -> None:
-    assert judged(nearest=1e-20, nearest_count=70)
-    assert not judged(nearest=1e-20, nearest_count=1)
+    assert judged(nearest=1e-20, nearest_count=70, expected=3e-16)
+    assert not judged(nearest=1e-20, nearest_count=1, expected=3e-16)
 
 
 @pytest.mark.parametrize(
@@ -71,4 +72,4 @@ def test_a_probability_must_be_off_by_a_quarter_and_surely(
 
 
 def test_a_few_draws_say_nothing() -> None:
-    assert not judged(drawn=255, nearest=0.5)
+    assert not judged(drawn=255, nearest=0.5, expected=128.0)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -83,6 +84,23 @@ def test_a_scale_below_one_that_was_chosen_is_healthy() -> None:
 def test_ten_updates_are_enough_to_say_that_training_stands_still(recent: int, ill: bool) -> None:
     given = run(updates=recent, skipped=recent, recent=recent, recent_skipped=recent, scale=2.0**6)
     assert bool(CollapsedLossScale.criterion(given)) == ill
+
+
+def test_scalers_made_anew_for_each_step_are_one() -> None:
+    made = Scaler(
+        enabled=True,
+        scale=2.0**23,
+        first_scale=2.0**24,
+        place=SCALED,
+        updates=1,
+        skipped=1,
+        recent=1,
+        recent_skipped=1,
+    )
+    (finding,) = CollapsedLossScale.criterion(evidence(parameter(), scalers=(made,) * 12))
+    assert finding.measured["updates"] == 12
+    fine = dataclasses.replace(made, skipped=0, recent_skipped=0)
+    assert not CollapsedLossScale.criterion(evidence(parameter(), scalers=(made, *(fine,) * 11)))
 
 
 def test_a_disabled_scaler_has_no_scale() -> None:

@@ -39,12 +39,16 @@ def test_what_depends_on_the_digits_is_a_warning(kind: str, error: float, ill: b
 
 
 def test_a_feature_is_a_note_where_many_coincide() -> None:
-    assert severities(use("feature", 8.0), sequence=False) == ["note"]
-    assert severities(use("feature", 8.0), sequence=False, distinct_after=760) == []
+    assert severities(use("feature", 8.0), sequence=False, one_per_row=True) == ["note"]
+    assert severities(use("feature", 8.0), sequence=False, one_per_row=True, distinct_after=760) == []
+
+
+def test_a_sound_in_bfloat16_is_healthy() -> None:
+    assert severities(use("feature", 64.0), sequence=False) == []
 
 
 def test_infinity_is_a_warning_whatever_becomes_of_it() -> None:
-    assert severities(use("feature", 0.0), sequence=False, overflowed=3, distinct_after=700) == ["warning"]
+    assert severities(use("infinity"), sequence=False, overflowed=3, distinct_after=700) == ["warning"]
 
 
 def test_numbers_that_nobody_saw_exact_are_judged_by_their_use() -> None:

@@ -59,8 +59,12 @@ def test_autocast_switched_on_without_a_region_is_found_at_the_use() -> None:
     assert finding.message.startswith("Autocast stays on")
 
 
+def test_a_region_for_each_epoch_keeps_casts_for_an_epoch() -> None:
+    assert StaleAutocastCache.criterion(run(cast(used_moved=0.2), region(10, entered=15)))
+
+
 def test_a_cast_that_follows_its_weight_is_healthy() -> None:
-    assert not StaleAutocastCache.criterion(run(cast(used_moved=0.2), region(150)))
+    assert not StaleAutocastCache.criterion(run(cast(used_moved=0.2), region(1)))
     assert not StaleAutocastCache.criterion(run(cast(age_steps=0), region(0)))
 
 
