@@ -55,7 +55,8 @@ class _Snapshot:
 class CheckpointWatch:
     """Watches what is saved and loaded.
 
-    ``optimizers`` returns those that have made a step, ``formats`` the first ones of parameters.
+    ``optimizers`` returns those that have made a step, ``formats`` the first formats of their parameters,
+    ``cast_of`` the line that cast a tensor.
     """
 
     def __init__(

@@ -13,6 +13,8 @@ from precdoctor.observe.frames import Spot
 
 #: calls at one line that are measured; gradients measured for traces of the user's own clipping
 _SAMPLES, _MEASURED = 16, 12
+#: calls that are noted
+_CALLS = 256
 #: measurements from which a constant says something, and how constant it is then (relative)
 _CONSTANT, _EQUAL = 4, 1e-3
 #: elements that have the largest magnitude, from which values were clipped
@@ -46,6 +48,8 @@ class _Early:
 class Clips:
     """The clips around one scaler."""
 
+    #: calls that were noted
+    noted: int = 0
     #: since the last update, with the gradients as they were
     pending: list[Clip] = field(default_factory=list)
     early: dict[tuple[str, Spot | None], _Early] = field(default_factory=dict)
@@ -65,6 +69,16 @@ class Clips:
                 before = float(clip.before) if clip.before is not None else None
                 known.samples.append((clip.scale, clip.threshold, before))
         return bool(hit)
+
+    @property
+    def wants_calls(self) -> bool:
+        """Tell whether further calls are noted: the scale is read from the device for each."""
+        return self.noted < _CALLS
+
+    def note_call(self, clip: Clip) -> None:
+        """Take note of a call that clipped gradients."""
+        self.noted += 1
+        self.pending.append(clip)
 
     @property
     def wants_measuring(self) -> bool:

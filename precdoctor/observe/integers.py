@@ -35,6 +35,15 @@ _CASTS = ("aten::_to_copy", "aten::copy_")
 _LOOKED_AT = FACTORS | SUMS | REMAINDERS | {*_CASTS}
 
 
+def _by_autocast(out: Tensor) -> bool:
+    """Tell whether autocast made a cast: inside a region it is off while it casts, and on for the program."""
+    device = out.device.type
+    inside = torch.autocast_increment_nesting() > 1
+    torch.autocast_decrement_nesting()
+    off = not torch.is_autocast_enabled(device)
+    return inside and off and out.dtype == torch.get_autocast_dtype(device)
+
+
 class IntegerWatch:
     """Follows integers that lost digits; see the module's docstring."""
 
@@ -120,9 +129,7 @@ class IntegerWatch:
         if out.dtype in BITS and source.dtype != out.dtype:
             loss = self._loss(source, out, unit)
             if loss is not None:
-                device = out.device.type
-                made = source.is_floating_point() and torch.is_autocast_enabled(device)
-                how = "autocast" if made and out.dtype == torch.get_autocast_dtype(device) else "cast"
+                how = "autocast" if source.is_floating_point() and _by_autocast(out) else "cast"
                 before = str(source.dtype).removeprefix("torch.")
                 site = self._trails.note(operation, how, before, out.dtype, loss)
                 self._trails.put(out, site, loss.error, unit or 1.0)

@@ -311,6 +311,8 @@ def _support(
     """Return where exact numbers lie after an operation with constants; None where others go into it."""
     if any(t.numel() != 1 or t.device.type != "cpu" for i, t in enumerate(inputs) if i != position):
         return None
+    if "clamp" in name and _is_eps(operation, inputs[position].dtype):
+        return source.low, source.high  # as torch.distributions does, for want of finer numbers
     ends = torch.tensor([source.low, source.high], dtype=torch.float64)
     args = [ends if a is inputs[position] else a for a in operation.args]
     function = getattr(torch, name.removeprefix("aten::").removesuffix("_"), None)
@@ -321,6 +323,13 @@ def _support(
     if "abs" in name and source.low < 0 < source.high:
         low = 0.0
     return (low, high) if low < high else None
+
+
+def _is_eps(operation: Operation, dtype: torch.dtype) -> bool:
+    """Tell whether a clamp keeps away from 0 or 1 by no more than the format's eps."""
+    given = [*operation.args[1:], *operation.kwargs.values()]
+    bounds = [float(b) for b in given if isinstance(b, (int, float))]
+    return bool(bounds) and all(min(abs(b), abs(1 - b)) <= torch.finfo(dtype).eps for b in bounds)
 
 
 def _record(site: _Site, place: Callable[[Spot | None], Place | None]) -> CoarseUniform:

@@ -79,6 +79,10 @@ class ScaledGradients:
             if leaf is not None and leaf.grad is not None and not leaf.grad.is_sparse:
                 self._norms[id(leaf)] = float(leaf.grad.detach().double().norm())
 
+    def clear(self) -> None:
+        """Forget all gradients."""
+        self._marks, self._norms, self.storages = {}, {}, frozenset()
+
     def of(self, optimizer: torch.optim.Optimizer) -> Marks:
         """Return what the gradients of an optimizer are, all marks together."""
         found: Marks = set()

@@ -27,8 +27,8 @@ from precdoctor.observe.scaled import ScaledGradients, gradients_of, parameters_
 from precdoctor.observe.scalers import Bypassed, ScalerHistory, history_of
 from precdoctor.observe.watch import is_plain
 
-#: scalers kept; updates between two looks at what lies on a device; clips noted between two updates
-_SCALERS, _PENDING, _CLIPS = 64, 256, 64
+#: scalers kept; updates between two looks at what lies on a device
+_SCALERS, _PENDING = 64, 256
 #: gradients that became smaller than this many times 1/scale were divided by hand
 _DIVIDED = 1.5
 
@@ -152,7 +152,7 @@ class ScalingWatch:
 
     def _around_clip(self, original: Any) -> Any:
         def wrapper(parameters: Any, *args: Any, **kwargs: Any) -> Any:
-            live = self._live
+            live = [s for s in self._live if s.clips.wants_calls]
             if not live or self._inside_clip:
                 return original(parameters, *args, **kwargs)
             if not isinstance(parameters, Tensor):
@@ -179,6 +179,8 @@ class ScalingWatch:
     def _around_backward(self, original: Any) -> Any:
         def wrapper(tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) -> None:
             scaling = any(s.enabled and s.was_used for s in self._known.values())
+            if self._gradients.exhausted:
+                self._gradients.clear()  # what is not walked any more is not known
             if self._inside_backward or self._gradients.exhausted or not scaling:
                 original(tensors, grad_tensors, *args, **kwargs)
                 return
@@ -299,8 +301,8 @@ class ScalingWatch:
         spot, ids = self._spot(frame), frozenset(id(p) for p in parameters)
         for known in live:
             scale = known.scale
-            if scale != 1 and len(known.clips.pending) < _CLIPS:
-                known.clips.pending.append(Clip(kind, spot, ids, scale, float(value), before))
+            if scale != 1:
+                known.clips.note_call(Clip(kind, spot, ids, scale, float(value), before))
 
     def _begins_backward(self, tensors: Any, seeds: Any, frame: FrameType) -> None:
         several = tensors if isinstance(tensors, (list, tuple)) else [tensors]

@@ -132,11 +132,14 @@ class Follower:
         if known is None:
             devices = [device] if device.type == "cuda" else []
             plain = torch.autocast(device.type, enabled=False)  # what was recorded lies below it
+            calls, self._calls = self._calls, 0  # no need to follow ourselves
             try:
                 with torch.random.fork_rng(devices=devices), plain, torch.no_grad():
                     known = self._remade[id(made)] = (made, remade(made))
             except (CannotRemake, RuntimeError) as error:
                 raise DoesNotApply(f"a weight can't be quantized again from outside: {error}") from None
+            finally:
+                self._calls = calls
         return known[1]
 
     # ------------------------------------------------------------------ told by the run

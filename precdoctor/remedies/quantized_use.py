@@ -105,9 +105,12 @@ class QuantizedUse:
     def fresh(self) -> Tensor:
         """Return the used values made again from the parameter as it is now."""
         assert self.made is not None
-        value, tensor = self._follower.remade(self.made, self.tensor.device), self.tensor
-        offset = int(tensor.storage_offset()) - self.made.offset + int(value.storage_offset())
-        return value.as_strided(tensor.size(), tensor.stride(), offset)
+        # of w + (q - w), which is another tensor each time, the rounded values: those are made anew once
+        terms = [m for m, factor in self.made.terms.items() if isinstance(m, Made) and factor == 1]
+        alike = [m for m in terms if len(self.made.terms) == 1 and _lies_as(m, self.made)]
+        value = self._follower.remade(alike[0] if alike else self.made, self.tensor.device)
+        offset = int(self.tensor.storage_offset()) - self.made.offset + int(value.storage_offset())
+        return value.as_strided(self.tensor.size(), self.tensor.stride(), offset)
 
     # ------------------------------------------------------------------ gradient, layout
 
@@ -207,6 +210,10 @@ def _source(made: Made) -> Made:
         if narrow is None:
             return made
         made = narrow
+
+
+def _lies_as(made: Made, other: Made) -> bool:
+    return (made.size, made.stride, made.dtype) == (other.size, other.stride, other.dtype)
 
 
 def _geometry(tensor: Tensor) -> tuple[tuple[int, ...], tuple[int, ...], int]:

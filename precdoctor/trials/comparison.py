@@ -193,7 +193,8 @@ class Comparison:
     def _descent(self) -> list[str]:
         before, after = self.before, self.after
         if before.edq is not None and after.edq is not None:
-            return [f"EDQ {before.edq:.3f} -> {after.edq:.3f}"]
+            was, now = f"{before.edq:.3f}", f"{after.edq:.3f}"
+            return [] if self.is_of_gradients and was == now else [f"EDQ {was} -> {now}"]
         if before.lost_share is not None and after.lost_share is not None:
             return [f"lost updates {percent(before.lost_share)} -> {percent(after.lost_share)}"]
         return []

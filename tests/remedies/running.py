@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,6 +96,12 @@ def run(
     evidence = scan("train.py", steps=steps, intervention=intervention)
     assert evidence.run.ended == ended, evidence.run.error
     return Treated(evidence, intervention)
+
+
+@functools.cache
+def losses_of(text: str) -> list[float]:
+    """Return the losses of an untreated program, run once for all tests that compare with it."""
+    return run(text).losses
 
 
 def harms_no_healthy_one(remedy: str, *subjects: str, applies: bool = False, **settings: float | str) -> None:

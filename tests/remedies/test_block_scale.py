@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from tests.remedies.quantized import CUT, STE, program
-from tests.remedies.running import in_a_folder_of_its_own, run
+from tests.remedies.running import in_a_folder_of_its_own, losses_of, run
 
 __all__ = ["in_a_folder_of_its_own"]
 
@@ -32,12 +32,12 @@ def test_takes_blocks_of_as_many_bits_as_the_program_has(largest: int, name: str
     treated = run(text, "block-scale")
     assert treated.intervention.acted
     assert treated.ill("PD604") == set()
-    assert treated.losses == pytest.approx(run(by_hand(name)).losses, rel=1e-4)
+    assert treated.losses == pytest.approx(losses_of(by_hand(name)), rel=1e-4)
 
 
 def test_takes_the_format_that_it_is_told_and_passes_the_gradient_on() -> None:
     treated = run(program(CUT), "block-scale", format="mxfp8")
-    assert treated.losses == pytest.approx(run(by_hand("mxfp8")).losses, rel=1e-4)
+    assert treated.losses == pytest.approx(losses_of(by_hand("mxfp8")), rel=1e-4)
 
 
 def test_treats_the_subjects_alone() -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from tests.remedies.quantized import STE, program
-from tests.remedies.running import in_a_folder_of_its_own, run
+from tests.remedies.running import in_a_folder_of_its_own, losses_of, run
 
 __all__ = ["in_a_folder_of_its_own"]
 
@@ -22,7 +22,7 @@ def test_trains_a_finer_weight_and_uses_its_rounded_values(how: str) -> None:
     text = program(PLAIN, after=store).replace("data = torch.Gen", store + "\ndata = torch.Gen")
     treated = run(text, "float32-latent")
     assert treated.intervention.acted
-    assert treated.losses == pytest.approx(run(program(STE)).losses, rel=1e-4)
+    assert treated.losses == pytest.approx(losses_of(program(STE)), rel=1e-4)
     assert all(q.rewritten_at is None for q in treated.evidence.quantizers)
     assert {q.route for q in treated.evidence.quantizers if q.parameter.endswith("r.weight")} == {"open"}
 
@@ -32,7 +32,7 @@ def test_a_weight_that_is_cast_in_place_is_kept_too() -> None:
     treated = run(program(PLAIN, after=store), "float32-latent")
     used = "w = self.weight\nreturn w + (w.detach().bfloat16().float() - w).detach()"
     assert treated.intervention.acted
-    assert treated.losses[1:] == pytest.approx(run(program(used)).losses[1:], rel=1e-2)
+    assert treated.losses[1:] == pytest.approx(losses_of(program(used))[1:], rel=1e-2)
 
 
 def test_uses_them_however_the_weight_lies() -> None:

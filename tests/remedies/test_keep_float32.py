@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from tests.remedies.quantized import CUT, STE, program
-from tests.remedies.running import in_a_folder_of_its_own, run
+from tests.remedies.running import in_a_folder_of_its_own, losses_of, run
 
 __all__ = ["in_a_folder_of_its_own"]
 
@@ -12,9 +12,9 @@ HALF = "return quantize(self.weight.data) if self.weight.shape[0] == 4 else self
 
 
 def test_products_get_the_weights_themselves() -> None:
-    assert run(program(CUT), "keep-float32").losses == run(program(PLAIN)).losses
+    assert run(program(CUT), "keep-float32").losses == losses_of(program(PLAIN))
     assert run(program(STE, product="x @ self.used().T"), "keep-float32").losses == pytest.approx(
-        run(program(PLAIN)).losses, rel=1e-6
+        losses_of(program(PLAIN)), rel=1e-6
     )
 
 
@@ -23,20 +23,20 @@ def test_keeps_the_layers_that_it_is_told() -> None:
     assert run(program(CUT), "keep-float32", layers="inner.weight").losses == expected
     assert run(program(CUT), "keep-float32", "inner.weight").losses == expected
     named = run(program(CUT), "keep-float32", "outer.weight", layers="inner.weight,outer.weight")
-    assert named.losses == run(program(PLAIN)).losses
+    assert named.losses == losses_of(program(PLAIN))
 
 
 def test_does_not_apply_where_nothing_is_rounded() -> None:
     treated = run(program(PLAIN), "keep-float32")
-    assert treated.losses == run(program(PLAIN)).losses
+    assert treated.losses == losses_of(program(PLAIN))
     assert not treated.intervention.acted
 
 
 @pytest.mark.parametrize("used", [CUT, STE, "return quantize(self.weight)"])
 def test_the_run_of_comparison_can_leave_all_quantizers_out(used: str) -> None:
-    plain = run(program(PLAIN)).losses
+    plain = losses_of(program(PLAIN))
     assert run(program(used), "float32", quantizers="bypassed").losses == pytest.approx(plain, rel=1e-6)
-    assert run(program(used), "float32").losses == run(program(used)).losses
+    assert run(program(used), "float32").losses == losses_of(program(used))
 
 
 def test_the_run_of_comparison_leaves_out_the_rounding_of_data_and_of_the_weights_in_place() -> None:
@@ -50,7 +50,7 @@ def test_the_run_of_comparison_leaves_out_the_rounding_of_data_and_of_the_weight
     assert bypassed.losses == pytest.approx(run(plain).losses, rel=1e-6)
     store = "[p.data.copy_(quantize(p.data)) for p in model.parameters() if p.dim() > 1]"
     bypassed = run(program(PLAIN, after=store), "float32", quantizers="bypassed")
-    assert bypassed.losses == run(program(PLAIN)).losses
+    assert bypassed.losses == losses_of(program(PLAIN))
 
 
 def test_the_run_of_comparison_of_a_compiled_program_keeps_its_quantizers() -> None:
@@ -58,4 +58,4 @@ def test_the_run_of_comparison_of_a_compiled_program_keeps_its_quantizers() -> N
         "model = Net()",
         "model = Net()\nimport warnings\nwarnings.simplefilter('ignore')\ntorch.compile(lambda x: x)",
     )
-    assert run(text, "float32", quantizers="bypassed").losses == run(program(CUT)).losses
+    assert run(text, "float32", quantizers="bypassed").losses == losses_of(program(CUT))

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from tests.remedies.quantized import STE, program
-from tests.remedies.running import in_a_folder_of_its_own, run
+from tests.remedies.running import in_a_folder_of_its_own, losses_of, run
 
 __all__ = ["in_a_folder_of_its_own"]
 
@@ -18,7 +18,7 @@ def test_the_forward_follows_a_weight_whose_cache_is_never_made_anew() -> None:
     treated = run(program(STALE), "refresh-cache")
     assert treated.intervention.acted
     assert treated.ill("PD602") == set()
-    assert treated.losses == pytest.approx(run(program(STE)).losses, rel=1e-4)
+    assert treated.losses == pytest.approx(losses_of(program(STE)), rel=1e-4)
 
 
 def test_a_hand_made_cast_that_is_kept_is_made_anew() -> None:

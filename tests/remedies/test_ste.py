@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.remedies.quantized import CUT, STE, program
-from tests.remedies.running import in_a_folder_of_its_own, run
+from tests.remedies.running import in_a_folder_of_its_own, losses_of, run
 
 __all__ = ["in_a_folder_of_its_own"]
 
@@ -36,9 +36,9 @@ def test_trains_a_weight_that_was_cut_off_as_the_estimator_in_the_program_does(h
     treated = run(program(SEVERED[how]), "ste")
     assert treated.intervention.acted
     assert treated.ill("PD601") == treated.ill("PD201") == treated.ill("PD202") == set()
-    by_hand = run(program(STE))
+    by_hand = losses_of(program(STE))
     # w + (q - w) is q up to a rounding: not to the last bit
-    assert treated.losses == pytest.approx(by_hand.losses, rel=1e-4)
+    assert treated.losses == pytest.approx(by_hand, rel=1e-4)
     assert treated.losses[0] == pytest.approx(untreated.losses[0], rel=1e-6)
     assert {q.route for q in treated.evidence.quantizers} == {"open"}
 
@@ -46,8 +46,8 @@ def test_trains_a_weight_that_was_cut_off_as_the_estimator_in_the_program_does(h
 @pytest.mark.parametrize("product", PRODUCTS)
 def test_finds_the_weight_in_whatever_product_and_layout(product: str) -> None:
     text = program(CUT, product=PRODUCTS[product])
-    treated, by_hand = run(text, "ste"), run(program(STE))
-    assert treated.losses == pytest.approx(by_hand.losses, rel=1e-3)
+    treated, by_hand = run(text, "ste"), losses_of(program(STE))
+    assert treated.losses == pytest.approx(by_hand, rel=1e-3)
     assert treated.ill("PD601") == set()
 
 
@@ -107,7 +107,7 @@ def test_a_square_weight_quantized_after_a_transposition_gets_its_own_gradient()
 def test_quantizes_again_what_a_cache_would_keep_for_ever() -> None:
     cached = "if self.cache is None:\n    self.cache = quantize(self.weight.detach())\nreturn self.cache"
     treated = run(program(cached), "ste")
-    assert treated.losses == pytest.approx(run(program(STE)).losses, rel=1e-4)
+    assert treated.losses == pytest.approx(losses_of(program(STE)), rel=1e-4)
     assert treated.ill("PD602") == set()
 
 
@@ -156,8 +156,8 @@ def test_passes_the_gradient_around_the_rounding_of_an_activation(rounded: str) 
     untreated = run(ACTIVATION.format(rounded=rounded))
     assert "0.weight" in untreated.ill("PD202")
     treated = run(ACTIVATION.format(rounded=rounded), "ste")
-    by_hand = run(ACTIVATION.format(rounded=f"(hidden + ({rounded} - hidden).detach())"))
-    assert treated.losses == pytest.approx(by_hand.losses, rel=1e-4)
+    by_hand = losses_of(ACTIVATION.format(rounded=f"(hidden + ({rounded} - hidden).detach())"))
+    assert treated.losses == pytest.approx(by_hand, rel=1e-4)
     assert treated.ill("PD202") == set()
 
 
@@ -217,7 +217,7 @@ def test_recomputes_as_it_computed_under_checkpointing(used: str) -> None:
         "model(x) -", "torch.utils.checkpoint.checkpoint(model, x, use_reentrant=False) -"
     )
     text = text.replace("import torch\n", "import torch\nimport torch.utils.checkpoint\n", 1)
-    assert run(text, "ste").losses == pytest.approx(run(program(STE)).losses, rel=1e-4)
+    assert run(text, "ste").losses == pytest.approx(losses_of(program(STE)), rel=1e-4)
 
 
 def test_a_compiled_model_is_out_of_reach() -> None:

@@ -1,0 +1,132 @@
+"""What is saved and loaded is compared with what is trained; files stay as they are."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from precdoctor.doctor import Doctor
+from precdoctor.evidence import Evidence, Snapshot
+from precdoctor.rules.truncated_checkpoint import TruncatedCheckpoint
+
+Save = Callable[[nn.Module, torch.optim.Optimizer], None]
+
+
+def through(saved: Any) -> Any:
+    file = io.BytesIO()
+    torch.save(saved, file)
+    file.seek(0)
+    return torch.load(file)
+
+
+def train(act: Save, *, steps: int = 4) -> Evidence:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    with Doctor(every=1, probe=True) as doctor:
+        for step in range(steps):
+            loss = model(torch.randn(4, 4)).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if step == 1:
+                act(model, optimizer)
+    return doctor.evidence()
+
+
+def found(act: Save) -> tuple[tuple[Snapshot, ...], list[str]]:
+    evidence = train(act)
+    return evidence.snapshots, [f.severity for f in TruncatedCheckpoint.criterion(evidence)]
+
+
+def low(model: nn.Module) -> dict[str, Tensor]:
+    return {name: weight.bfloat16() for name, weight in model.state_dict().items()}
+
+
+def test_rounded_weights_beside_the_state_are_measured() -> None:
+    kept: list[Tensor] = []
+
+    def act(model: nn.Module, optimizer: Any) -> None:
+        kept.extend(p.detach().double().reshape(-1) for p in model.parameters())
+        through({"model": low(model), "nested": [{"opt": optimizer.state_dict()}]})
+
+    (snapshot,), severities = found(act)
+    weights = torch.cat(kept)
+    error = weights - weights.bfloat16().double()
+    assert severities == ["warning"]
+    assert (snapshot.trained, snapshot.format, snapshot.numel) == ("float32", "bfloat16", 58)
+    assert snapshot.parameters == ("0.weight", "0.bias", "1.weight", "1.bias")
+    assert snapshot.changed_share == float((error != 0).double().mean())
+    assert snapshot.relative_error == pytest.approx(float(error.norm() / weights.norm()))
+    assert snapshot.cast is not None
+    assert "weight.bfloat16()" in snapshot.cast.code
+
+
+@pytest.mark.parametrize(
+    ("act", "expected"),
+    [
+        (lambda m, o: through(low(m)), []),
+        (lambda m, o: through({"model": low(m), "epoch": 3}), []),
+        (lambda m, o: through({"model": m.state_dict(), "deploy": low(m), "opt": o.state_dict()}), []),
+        (lambda m, o: (through(m.state_dict()), through(low(m)), through(o.state_dict())), []),
+        (lambda m, o: (through(low(m)), through(o.state_dict())), ["warning"]),
+        (lambda m, o: (through(o.state_dict()), through(low(m))), ["warning"]),
+        (lambda m, o: through({"model": list(low(m).values()), "opt": o.state_dict()}), ["warning"]),
+        (lambda m, o: m.load_state_dict(low(m)), []),
+        (lambda m, o: (m.load_state_dict(low(m)), o.load_state_dict(o.state_dict())), ["warning"]),
+        (lambda m, o: (o.load_state_dict(o.state_dict()), m.load_state_dict(low(m))), ["warning"]),
+        (lambda m, o: m.load_state_dict(through(low(m))), ["error"]),
+        (lambda m, o: copy.deepcopy(m).load_state_dict(through(low(m))), []),
+    ],
+)
+def test_what_training_goes_on_from_is_told_from_what_is_used(act: Save, expected: list[str]) -> None:
+    assert found(act)[1] == expected
+
+
+def test_a_model_that_is_saved_whole_is_looked_into() -> None:
+    class Store:
+        def write(self, saved: Any) -> None:
+            torch.save(saved, io.BytesIO())
+
+    def act(model: nn.Module, optimizer: Any) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.serialization, "_save", lambda *_, **__: None)  # modules are pickled
+            Store().write({"model": copy.deepcopy(model).half(), "opt": optimizer.state_dict()})
+
+    assert found(act)[1] == ["warning"]
+
+
+def test_weights_that_are_rounded_in_place_to_be_saved_are_an_error() -> None:
+    def act(model: nn.Module, _: Any) -> None:
+        through(model.half().state_dict())
+        model.float()
+
+    (snapshot,), severities = found(act)
+    assert severities == ["error"]
+    assert (snapshot.trained, snapshot.format) == ("float32", "float16")
+
+
+def test_a_model_trained_in_a_low_format_is_saved_as_it_is() -> None:
+    model = nn.Linear(4, 2).bfloat16()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Doctor(every=1) as doctor:
+        for _ in range(2):
+            model(torch.randn(4, 4).bfloat16()).float().square().mean().backward()
+            optimizer.step()
+        through({"model": model.state_dict(), "opt": optimizer.state_dict()})
+    assert doctor.evidence().snapshots == ()
+
+
+def test_the_file_is_the_same() -> None:
+    model = nn.Linear(4, 2)
+    files = [io.BytesIO(), io.BytesIO()]
+    torch.save(low(model), files[0])
+    with Doctor(every=1):
+        torch.save(low(model), files[1])
+    assert files[0].getvalue() == files[1].getvalue()
