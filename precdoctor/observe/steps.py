@@ -177,16 +177,6 @@ class StepMonitor:
         return [o for record in self.records if (o := record.optimizer()) is not None]
 
     @property
-    def busy(self) -> bool:
-        """Tell whether this thread does something of ours: a step then is none of the run's."""
-        return self._thread.busy
-
-    @property
-    def optimizers(self) -> list[torch.optim.Optimizer]:
-        """Return the optimizers that have made a step and are alive."""
-        return [o for record in self.records if (o := record.optimizer()) is not None]
-
-    @property
     def formats(self) -> dict[int, torch.dtype]:
         """Return the formats in which parameters were first stepped, by identity."""
         found: dict[int, torch.dtype] = {}
