@@ -49,6 +49,8 @@ class _Clamped:
 
     memory: Memory
     clipped: float | None
+    #: values other than 0 before it
+    filled: float
     spot: Spot | None
 
 
@@ -97,13 +99,15 @@ class ClippingWatch:
             return
         rest = [*operation.args[1:], operation.kwargs.get("min"), operation.kwargs.get("max")]
         bounds = [b for b in rest if b is not None]
-        clipped, non_finite = _clipped(source, out, bounds)
+        cut, non_finite = _cut(source, out, bounds)
         rounded = self._rounded.get(storage_key(source))
+        filled = float((source != 0).sum()) if rounded is None else rounded.filled
+        clipped = cut / filled if filled else 0.0
         if rounded is not None:
             self._note(operation, clipped, non_finite)
         else:
             spot = self._code.innermost(operation.frame)[0]
-            self._clamped[storage_key(out)] = _Clamped(Memory(out), clipped, spot)
+            self._clamped[storage_key(out)] = _Clamped(Memory(out), clipped, filled, spot)
 
     def _round(self, operation: Operation) -> None:
         source, out = _ends(operation)
@@ -113,7 +117,8 @@ class ClippingWatch:
         if clamped is not None and clamped.clipped is not None:
             self._note(operation, clamped.clipped, float((~torch.isfinite(out.float())).float().mean()))
         else:
-            self._rounded[storage_key(out)] = _Clamped(Memory(out), None, None)
+            filled = float((source != 0).sum())  # written over: what rounds to 0 is not counted then
+            self._rounded[storage_key(out)] = _Clamped(Memory(out), None, filled, None)
 
     def _fake(self, operation: Operation) -> None:
         source = next((t for t in operation.inputs if t.is_floating_point() and t.numel() > 1), None)
@@ -131,7 +136,7 @@ class ClippingWatch:
         for table in (self._clamped, self._rounded):
             known = table.get(storage_key(source))
             if known is not None:
-                table[storage_key(out)] = _Clamped(Memory(out), known.clipped, known.spot)
+                table[storage_key(out)] = _Clamped(Memory(out), known.clipped, known.filled, known.spot)
 
     def _note(self, operation: Operation, clipped: float, non_finite: float) -> None:
         module = _module(operation.frame)
@@ -179,8 +184,8 @@ def _ends(operation: Operation) -> tuple[Tensor | None, Tensor | None]:
     return source, out
 
 
-def _clipped(source: Tensor, out: Tensor, bounds: list[Any]) -> tuple[float, float]:
-    """Return the shares, of the values other than 0 cut by a bound other than 0, and of those not finite."""
+def _cut(source: Tensor, out: Tensor, bounds: list[Any]) -> tuple[float, float]:
+    """Return how many values are cut by a bound other than 0, and the share of those that are not finite."""
     filled = source != 0
     moved = source != out if source is not out else filled  # written over: what was there before is gone
     # a lower bound of 0 is a rectifier; what lies beyond the others is lost range
@@ -188,9 +193,7 @@ def _clipped(source: Tensor, out: Tensor, bounds: list[Any]) -> tuple[float, flo
     for bound in bounds:
         if isinstance(bound, Tensor) or bound != 0:
             cut |= (out == bound) & (out != 0) & moved
-    count = float(filled.sum())
-    share = float((cut & filled).sum()) / count if count else 0.0
-    return share, float((~torch.isfinite(source)).float().mean())
+    return float((cut & filled).sum()), float((~torch.isfinite(source)).float().mean())
 
 
 def _to_float8(operation: Operation) -> bool:

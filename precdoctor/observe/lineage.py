@@ -246,6 +246,11 @@ class Lineage:
             if key in sources and not (target is not None and tensor is target):
                 continue  # a view
             written = target is not None and tensor is target
+            alone = name in _TEMPLATES or (written and len(inputs) == 1 and key not in self._roots)
+            if alone and _draws(operation):  # nothing is left of the weight but its shape
+                self._made.pop(key, None)
+                self._noise[key] = Memory(tensor)
+                continue
             if written and key in self._roots:
                 noise = len(inputs) > 1 and all(storage_key(t) in self._noise for t in inputs[1:])
                 self._roots[key].drawn |= noise or _draws(operation)
@@ -298,7 +303,7 @@ class Lineage:
             made.entry = self._entry(operation, inputs, known) or made.entry
         if name in _ADDS and operation.kwargs.get("alpha", 1) == 1:
             made.terms = _sum(known, inputs, _ADDS[name])
-        elif name in _SAME and len(parents) == 1 and tensor.dtype not in (*_NARROW, *_FLOAT8):
+        elif name in _SAME and len(parents) == 1 and not (_is_grid(tensor) or tensor.dtype in _NARROW):
             made.terms = _terms(parents[0])
         else:
             made.terms = self._terms_of_alike(operation, made)

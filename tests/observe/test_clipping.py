@@ -1,0 +1,154 @@
+"""How much of the data lies beyond the range of its quantizer, against a count of the values themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from precdoctor.doctor import Doctor
+from precdoctor.evidence import DataQuantizer
+from precdoctor.rules import diagnose
+
+
+class Quantize(nn.Module):
+    """Passes its input on as a function quantizes it, straight through; keeps what it got."""
+
+    def __init__(self, quantize: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.quantize = quantize
+        self.got: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.got.append(x.clone())
+        return x + (self.quantize(x) - x).detach()
+
+
+def train(middle: nn.Module, steps: int = 4) -> Doctor:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 32), nn.Tanh(), middle, nn.Linear(32, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    with Doctor(model, every=1, probe=True) as doctor:
+        for _ in range(steps):
+            x = torch.randn(64, 8)
+            loss = F.mse_loss(model(x), x[:, :3])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    assert not [text for text in doctor.evidence().run.limits if "failed" in text]
+    return doctor
+
+
+def seen(middle: nn.Module, steps: int = 4) -> tuple[DataQuantizer, ...]:
+    return train(middle, steps).evidence().data_quantizers
+
+
+def beyond(x: Tensor, limit: float) -> float:
+    """Count the values other than 0 beyond a limit, one by one."""
+    values = [v for v in x.flatten().tolist() if v != 0]
+    return sum(abs(v) > limit for v in values) / len(values)
+
+
+LIMIT = 0.3
+#: and what may be rounded to the last code, as a share of the limit, where rounding comes first
+CLIPPING: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
+    "rounded, then clamped": (lambda x: (x / (LIMIT / 7)).round().clamp(-7, 7) * (LIMIT / 7), 0.5 / 7),
+    "clamped, then rounded": (lambda x: (x.clamp(-LIMIT, LIMIT) * (7 / LIMIT)).round() / (7 / LIMIT), 0),
+    "clamped by tensors": (
+        lambda x: (x.clamp(torch.tensor(-LIMIT), torch.tensor(LIMIT)) * 20).round() / 20,
+        0,
+    ),
+    "hardtanh": (lambda x: (F.hardtanh(x, -LIMIT, LIMIT) * 20).round() / 20, 0),
+    "in place": (lambda x: (x * 20).clamp_(-20 * LIMIT, 20 * LIMIT).round_().div_(20), 0),
+    "float8": (
+        lambda x: (x * (448 / LIMIT)).clamp(-448, 448).to(torch.float8_e4m3fn).float() * (LIMIT / 448),
+        0,
+    ),
+    "fake quantize": (
+        lambda x: torch.fake_quantize_per_tensor_affine(x, LIMIT / 127, 0, -127, 127),
+        0.5 / 127,
+    ),
+    "shifted": (lambda x: ((x.clamp(-LIMIT, LIMIT) / 0.04).add(8).floor() - 8) * 0.04, 0),
+}
+
+
+@pytest.mark.parametrize("name", CLIPPING)
+def test_counts_what_lies_beyond_the_range(name: str) -> None:
+    quantize, slack = CLIPPING[name]
+    module = Quantize(quantize)
+    (found,) = seen(module, steps=3)
+    assert found.module == "2"
+    assert (found.seen, found.first_step, found.last_step) == (3, 0, 2)
+    limit = LIMIT * (1 + slack)
+    assert found.clipped_share_first == pytest.approx(beyond(module.got[0], limit), abs=0.002)
+    assert found.clipped_share == pytest.approx(beyond(module.got[2], limit), abs=0.002)
+    assert found.place is not None
+    assert found.place.file.endswith("test_clipping.py")
+
+
+def test_a_range_that_follows_the_data_clips_nothing() -> None:
+    def follow(x: Tensor) -> Tensor:
+        scale = x.abs().max() / 127
+        return (x / scale).round().clamp(-127, 127) * scale
+
+    (found,) = seen(Quantize(follow))
+    assert found.clipped_share == 0
+
+
+def test_a_rectifier_is_no_range() -> None:
+    (found,) = seen(Quantize(lambda x: (x.clamp(0, 2) * 8).round() / 8))
+    assert found.clipped_share == 0
+
+
+@pytest.mark.parametrize(
+    "harmless",
+    [
+        lambda x: x.clamp(-LIMIT, LIMIT),  # no rounding
+        lambda x: (x * 8).round() / 8,  # no clamp
+        lambda x: x.clamp(-LIMIT, LIMIT).exp().round(),  # something in between
+        lambda x: x.sign(),  # a sign has no range
+        lambda x: F.relu6(x * 6),
+    ],
+)
+def test_a_clamp_and_a_rounding_that_do_not_belong_together_are_none(
+    harmless: Callable[[Tensor], Tensor],
+) -> None:
+    assert seen(Quantize(harmless)) == ()
+
+
+def test_preprocessing_outside_of_modules_is_not_looked_at() -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(8, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    with Doctor(model, every=1, probe=True) as doctor:
+        for _ in range(3):
+            x = (torch.randn(64, 8).clamp(-0.1, 0.1) * 127).round() / 127
+            F.mse_loss(model(x), x[:, :3]).backward()
+            optimizer.step()
+    assert doctor.evidence().data_quantizers == ()
+
+
+def test_a_module_that_is_evaluated_is_not_judged() -> None:
+    assert seen(Quantize(CLIPPING["in place"][0]).eval()) == ()
+
+
+def test_weights_are_not_data() -> None:
+    class Layer(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            used = (self.weight / 0.01).round().clamp(-7, 7) * 0.01
+            return F.linear(x, self.weight + (used - self.weight).detach())
+
+    assert seen(Layer(32, 32)) == ()
+
+
+def test_only_more_than_half_is_an_illness() -> None:
+    def report(limit: float) -> list[str]:
+        doctor = train(Quantize(lambda x: (x / (limit / 7)).round().clamp(-7, 7) * (limit / 7)))
+        return [f.rule for f in diagnose(doctor.evidence()).findings if f.severity != "note"]
+
+    assert report(0.1) == ["PD604"]
+    assert report(0.6) == []
