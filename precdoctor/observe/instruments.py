@@ -31,7 +31,7 @@ class Instruments:
         self.integers = IntegerWatch(code)
         self.randoms = RandomWatch(code)
         self.accumulations = AccumulationWatch(code, self.quantizers.lineage)
-        self.gradients = GradientWatch(code, self.accumulations.marks)
+        self.gradients = GradientWatch(code, self.accumulations.book.marks)
 
     @property
     def all(self) -> tuple[Instrument, ...]:
@@ -52,15 +52,15 @@ class Instruments:
         self.clipping.look(models)
         self.integers.look(models)
         self.randoms.look(models)
-        self.accumulations.look(models)
+        self.accumulations.book.look(models)
 
     def reads_at(self, step: int) -> bool:
         """Tell whether something is to be read after ``step`` steps, while the probe sleeps."""
-        return self.accumulations.reads_at(step)
+        return self.accumulations.book.reads_at(step)
 
     def read(self, step: int) -> None:
         """Look at what goes on while the probe sleeps."""
-        self.accumulations.read(step)
+        self.accumulations.book.read(step)
 
     def cast_of(self, tensor: Tensor) -> Spot | None:
         """Return the line that made a tensor from a parameter, where that was seen."""
@@ -75,6 +75,6 @@ class Instruments:
             "predictions": self.predictions.evidence(place),
             "integers": self.integers.evidence(place),
             "uniforms": self.randoms.evidence(place),
-            "accumulations": self.accumulations.evidence(place),
+            "accumulations": self.accumulations.book.evidence(place),
             "gradient_flow": self.gradients.evidence(place),
         }

@@ -129,11 +129,11 @@ class Slot:
 
     # ------------------------------------------------------------------ while it is looked at
 
-    def write(self, exact: Tensor, actual: Tensor, slope: float, *, commit: bool, step: int) -> None:
+    def write(self, exact: Tensor, actual: Tensor, slope: float, *, commit: bool) -> None:
         """Enter one write: what exact arithmetic makes of ``pending``, and what is stored."""
         before, after = self.pending - self.last, exact - actual
         self.error = after if math.isnan(slope) else slope * (self.error - before) + after
-        self.pending, self.last, self.last_step = exact, actual, step
+        self.pending, self.last = exact, actual
         self.slope *= slope
         if commit:
             self._commit()

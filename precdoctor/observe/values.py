@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from precdoctor.observe.elementwise import Sampler
+from precdoctor.observe import elementwise
+from precdoctor.observe.elementwise import Call, Sampler
 from precdoctor.observe.made import Memory, storage_key
 from precdoctor.observe.origins import LOW
 from precdoctor.observe.slots import Slot, version_of
@@ -95,6 +96,13 @@ class Values:
         """Return what an operand of a result of that shape should hold, as a sample or a number."""
         known = self.at(operand) if isinstance(operand, Tensor) and operand.shape == shape else None
         return known.exact if known is not None else self.sampler(operand, shape)
+
+    def exactly(self, call: Call, samples: list[Any]) -> Any:
+        """Return what an operation makes of samples, exactly."""
+        factor = call.factor
+        if isinstance(factor, Tensor):
+            factor = self.sampler(factor, call.out.shape)
+        return elementwise.exact(call.op, samples, factor)
 
     def forget(self) -> None:
         """Forget what is gone."""

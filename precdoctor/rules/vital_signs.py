@@ -50,7 +50,7 @@ def gradients_flowed(evidence: Evidence) -> bool:
 
 def _gradients(evidence: Evidence, grave: Sequence[Finding]) -> VitalSign:
     name = "gradients flow"
-    ill = _named(grave, ("PD201", "PD202", "PD601"))
+    ill = _named(grave, ("PD201", "PD202", "PD203", "PD204", "PD205", "PD601"))
     if ill:
         return _ill(name, ill)
     trained = [p for p in evidence.parameters if p.trainable and p.optimizer is not None]
@@ -120,7 +120,7 @@ def _learning_rate(evidence: Evidence) -> VitalSign:
 
 def _updates(evidence: Evidence, grave: Sequence[Finding]) -> VitalSign:
     name = "updates survive the weight's format"
-    ill = _named(grave, ("PD101", "PD102", "PD103", "PD104", "PD105"))
+    ill = _named(grave, ("PD101", "PD102", "PD103", "PD104", "PD105", "PD106"))
     if ill:
         return _ill(name, ill)
     if not was_stepped(evidence):
@@ -152,7 +152,7 @@ def _updates(evidence: Evidence, grave: Sequence[Finding]) -> VitalSign:
 
 def _states(evidence: Evidence, grave: Sequence[Finding]) -> VitalSign:
     name = "optimizer state survives its format"
-    ill = _named(grave, ("PD301", "PD303"))
+    ill = _named(grave, ("PD301", "PD302", "PD303", "PD304", "PD305"))
     if ill:
         return _ill(name, ill)
     if not was_stepped(evidence):
@@ -172,7 +172,7 @@ def _states(evidence: Evidence, grave: Sequence[Finding]) -> VitalSign:
 
 def _forward(evidence: Evidence, grave: Sequence[Finding]) -> VitalSign:
     name = "forward values stay finite and exact"
-    named = _named(grave, ("PD401", "PD408", "PD502", "PD508", "PD509"))
+    named = _named(grave, ("PD401", "PD408", "PD502", "PD505", "PD508", "PD509"))
     if named:
         return _ill(name, named)
     ill = [p for p in evidence.parameters if p.weight is not None and p.weight.non_finite]

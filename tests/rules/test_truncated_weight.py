@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from precdoctor.evidence import Evidence, Parameter, Place, Quantizer, WindowedEdq
+from precdoctor.evidence import Accumulation, Evidence, Parameter, Place, Quantizer, WindowedEdq
 from precdoctor.rules.truncated_weight import TruncatedWeight
 from tests.rules import build
 
@@ -73,3 +73,26 @@ def test_weights_written_by_one_line_are_one_finding() -> None:
 
     assert tuple(s.name for s in finding.subjects) == names
     assert "4 weights" in finding.message
+
+
+@pytest.mark.parametrize(("high", "severity"), [(0.69, "error"), (0.75, "warning"), (0.95, None)])
+def test_what_is_left_of_a_merge_is_judged_by_the_same_limits(high: float, severity: str | None) -> None:
+    made, added = Place(file="lora.py", line=10), Place(file="lora.py", line=19, function="merge")
+    merged = Accumulation(
+        kind="merge",
+        format="bfloat16",
+        place=added,
+        function="merge",
+        origin=made,
+        names=("fc1.weight",),
+        updates=10,
+        edq=high - 0.01,
+        edq_high=high,
+        lost_share=0.6,
+    )
+    found = TruncatedWeight.criterion(build.evidence(accumulations=(merged,)))
+
+    assert [f.severity for f in found] == [severity][: severity is not None]
+    for finding in found:
+        assert [(p.place, p.role) for p in finding.locations] == [(made, "cause"), (added, "site")]
+        assert [s.name for s in finding.subjects] == ["fc1.weight", "merge"]

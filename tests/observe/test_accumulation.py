@@ -1,0 +1,312 @@
+"""Sums, averages and merges that a run keeps in a low format, against slow twins and known answers."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from precdoctor.doctor import Doctor
+from precdoctor.evidence import Accumulation
+from precdoctor.formats import BFLOAT16
+from tests.reference import accumulations as reference
+
+BF16 = torch.bfloat16
+
+
+def watched(
+    work: Callable[[int], Any], steps: int = 3, model: nn.Module | None = None
+) -> tuple[Accumulation, ...]:
+    """Return what is seen of ``work(step)``, done after each of some steps of an optimizer."""
+    model = model or nn.Linear(4, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Doctor(probe=True) as doctor:
+        for step in range(steps):
+            loss = model(torch.ones(2, 4, dtype=next(model.parameters()).dtype)).sum().float()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            work(step)
+    return doctor.evidence().accumulations
+
+
+def only(found: tuple[Accumulation, ...], kind: str) -> Accumulation:
+    (record,) = [a for a in found if a.kind == kind and a.format != "float32"]
+    return record
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize("increments", [[2.0] * 300, [1.7] * 300, [0.5, 3.0, 1.25] * 90])
+def test_a_sum_agrees_with_the_slow_twin(increments: list[float], in_place: bool) -> None:
+    total = torch.zeros((), dtype=BF16)
+
+    def epoch(step: int) -> None:
+        nonlocal total
+        for increment in increments if step == 0 else []:
+            if in_place:
+                total += torch.tensor(increment)
+            else:
+                total = total + torch.tensor(increment, dtype=BF16)
+
+    record = only(watched(epoch), "sum")
+    stored, exact, lost = reference.summed(BFLOAT16, increments)
+    assert (record.format, float(total)) == ("bfloat16", stored)
+    assert record.value == stored
+    # which operand is the sum shows when it comes back, so that the first addition may go unseen
+    assert record.missing == pytest.approx(exact - stored, rel=1e-4, abs=increments[0] * (not in_place))
+    assert record.lost_share == pytest.approx(lost / len(increments), abs=0.01)
+
+
+def test_knows_the_lines_that_made_a_sum_and_add_to_it() -> None:
+    class Sums:
+        def __init__(self) -> None:
+            self.total: Tensor | None = None
+
+        def add(self, step: int) -> None:
+            if step == 0:
+                self.total = torch.zeros((), dtype=BF16)
+            assert self.total is not None
+            self.total += 1.5
+
+    record = only(watched(Sums().add), "sum")
+    assert record.function == "add"
+    assert record.place is not None
+    assert record.origin is not None
+    assert record.place.code == "self.total += 1.5"
+    assert record.origin.code == "self.total = torch.zeros((), dtype=BF16)"
+
+
+@pytest.mark.parametrize(("increment", "counts"), [(1.0, True), (32.0, True), (1.5, False)])
+def test_additions_of_one_whole_number_are_a_counter(increment: float, counts: bool) -> None:
+    total = torch.zeros((), dtype=BF16)
+    assert only(watched(lambda _: total.add_(increment)), "sum").counts is counts
+
+
+@pytest.mark.parametrize("decay", [0.9, 0.999])
+def test_an_average_agrees_with_the_slow_twin(decay: float) -> None:
+    torch.manual_seed(0)
+    average = torch.linspace(0.1, 2, 64).to(BF16)
+    start = average.clone()
+    values = [average.float() * (1 + 0.1 * torch.randn(64)) for _ in range(20)]
+
+    def update(step: int) -> None:
+        for value in values if step == 0 else []:
+            average.mul_(decay).add_(value.to(BF16), alpha=1 - decay)
+
+    record = only(watched(update, steps=1), "average")
+    twins = [
+        reference.averaged(BFLOAT16, float(start[i]), [float(v[i]) for v in values], decay) for i in range(64)
+    ]
+    stored, exact = (torch.tensor([t[i] for t in twins], dtype=torch.float64) for i in range(2))
+    assert float((average.double() - stored).abs().max()) <= 2**-6  # two ulp: torch rounds once less
+    far = float((exact - average.double()).norm() / (exact - start.double()).norm())
+    assert record.decay == pytest.approx(decay)
+    assert record.distance == pytest.approx(far, rel=0.05)
+    assert (record.edq > 0.8) == (decay < 0.99)
+
+
+STYLES: dict[str, Callable[[Any, Tensor], Any]] = {
+    "two operations": lambda box, p: box.s.mul_(0.999).add_(p, alpha=0.001),
+    "lerp": lambda box, p: box.s.lerp_(p, 0.001),
+    "foreach": lambda box, p: torch._foreach_lerp_([box.s], [p], 0.001),
+    "difference": lambda box, p: box.s.sub_(0.001 * (box.s - p)),
+    "copied": lambda box, p: box.s.copy_(0.999 * box.s + 0.001 * p),
+    "through float32": lambda box, p: box.s.copy_(0.999 * box.s.float() + 0.001 * p.float()),
+    "a new tensor": lambda box, p: setattr(box, "s", 0.999 * box.s + 0.001 * p),
+    "rounded at last": lambda box, p: setattr(box, "s", (0.999 * box.s.float() + 0.001 * p.float()).to(BF16)),
+}
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_an_average_is_known_in_any_style(style: str) -> None:
+    torch.manual_seed(0)
+
+    class Box:
+        s = torch.rand(256).add(0.5).to(BF16)
+
+    values = [torch.rand(256).add(0.5).to(BF16) for _ in range(8)]
+
+    def update(step: int) -> None:
+        for value in values if step == 0 else []:
+            with torch.no_grad():
+                STYLES[style](Box, value)
+
+    record = only(watched(update, steps=2), "average")
+    assert record.decay == pytest.approx(0.999)
+    assert record.edq_high < 0.3
+    assert record.lost_share > 0.8
+
+
+def test_an_average_is_followed_while_the_probe_sleeps() -> None:
+    torch.manual_seed(0)
+    model, steps = nn.Linear(4, 4), 60
+    stored = [p.detach().to(BF16) for p in model.parameters()]
+    exact = [s.double() for s in stored]
+    start = [e.clone() for e in exact]
+
+    @torch.no_grad()
+    def update(_: int) -> None:
+        for s, e, p in zip(stored, exact, model.parameters(), strict=True):
+            s.mul_(0.99).add_(p.to(BF16), alpha=0.01)
+            e.mul_(0.99).add_(p.double(), alpha=0.01)
+
+    record = only(watched(update, steps, model), "average")
+    far = sum(float((s.double() - e).square().sum()) for s, e in zip(stored, exact, strict=True))
+    way = sum(float((e - b).square().sum()) for e, b in zip(exact, start, strict=True))
+    assert record.distance == pytest.approx((far / way) ** 0.5, abs=0.1)
+
+
+def test_what_compensated_averages_lose_is_not_counted_as_lost() -> None:
+    model = nn.Linear(4, 4)
+    stored = [p.detach().to(BF16) for p in model.parameters()]
+    carried = [torch.zeros_like(s) for s in stored]
+
+    @torch.no_grad()
+    def update(_: int) -> None:
+        for s, c, p in zip(stored, carried, model.parameters(), strict=True):
+            increment = (p - s.float() - c.float()) * 0.001 + c.float()
+            new = (s.float() + increment).to(BF16)
+            c.copy_((increment - (new.float() - s.float())).to(BF16))
+            s.copy_(new)
+
+    averages = [a for a in watched(update, 12, model) if a.kind == "average"]
+    assert averages
+    assert all(a.compensated for a in averages)
+
+
+def test_a_sum_that_stands_still_while_the_probe_sleeps_is_missed_by_its_additions() -> None:
+    total = torch.zeros((), dtype=BF16)
+    record = only(watched(lambda _: total.add_(torch.tensor(8.0)), 400), "sum")
+    assert record.value == float(total) == 2048
+    assert record.missing == pytest.approx(400 * 8 - 2048, rel=0.1)
+
+
+@pytest.mark.parametrize("steps", [4, 40])
+def test_a_sum_that_is_reset_misses_nothing(steps: int) -> None:
+    total = torch.zeros((), dtype=BF16)
+
+    def add(step: int) -> None:
+        total.add_(1)
+        if step % 2:
+            total.zero_()
+
+    assert only(watched(add, steps), "sum").missing == 0
+
+
+@pytest.mark.parametrize("name", ["index_add_", "index_put_"])
+def test_additions_by_index_are_seen(name: str) -> None:
+    counts, where, ones = torch.zeros(4, dtype=torch.float16), torch.tensor([0, 1, 1]), torch.ones(3).half()
+
+    def add(_: int) -> None:
+        for _ in range(1500):
+            if name == "index_put_":
+                counts.index_put_((where,), ones, accumulate=True)
+            else:
+                counts.index_add_(0, where, ones)
+
+    record = only(watched(add, 1), "sum")
+    assert record.value == 2048
+    assert record.missing == pytest.approx(3000 - 2048)
+
+
+@pytest.mark.parametrize("passes", [4, 600])
+def test_gradients_summed_in_their_format_are_compared_with_the_exact_sum(passes: int) -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(8, 4).to(BF16)
+    master = [p.detach().float() for p in model.parameters()]
+    optimizer = torch.optim.SGD(master, lr=0.1)
+    twin = copy.deepcopy(model)
+    exact = [torch.zeros_like(p, dtype=torch.float64) for p in twin.parameters()]
+    with Doctor(probe=True) as doctor:
+        for _ in range(passes):
+            x = torch.rand(2, 8).to(BF16)
+            model(x).float().square().sum().backward()
+            twin(x).float().square().sum().backward()
+            for total, p in zip(exact, twin.parameters(), strict=True):
+                assert p.grad is not None
+                total += p.grad
+                p.grad = None
+        errors = []
+        for total, m, p in zip(exact, master, model.parameters(), strict=True):
+            assert p.grad is not None
+            errors.append(float((p.grad.double() - total).norm() / total.norm()))
+            m.grad = p.grad.float()
+        optimizer.step()
+    record = only(doctor.evidence().accumulations, "gradient")
+    assert record.passes == passes
+    assert record.tensors == 2
+    assert min(errors) * 0.99 <= record.error <= max(errors) * 1.01
+    assert (record.error > 0.1) == (passes > 4)
+
+
+@pytest.mark.parametrize("out_of_place", [False, True])
+def test_a_merge_into_a_low_base_is_seen(out_of_place: bool) -> None:
+    class Adapted(nn.Module):
+        base: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.register_buffer("base", torch.ones(4, 4, dtype=BF16))
+            self.a, self.b = nn.Parameter(torch.randn(2, 4)), nn.Parameter(torch.randn(4, 2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ self.base.to(x.dtype) + x @ (self.b @ self.a)
+
+        @torch.no_grad()
+        def merge(self, _: int) -> None:
+            change = (1e-4 * self.b @ self.a).to(BF16)
+            if out_of_place:
+                self.base = (self.base.float() + change.float()).to(BF16)
+            else:
+                self.base += change
+
+    model = Adapted()
+    record = only(watched(model.merge, 3, model), "merge")
+    assert record.names == ("base",)
+    assert record.function == "merge"
+    assert record.edq_high < 0.1
+    assert record.lost_share > 0.9
+
+
+def test_an_evaluation_in_a_low_format_merges_nothing() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4)).to(BF16)
+
+    @torch.no_grad()
+    def evaluate(_: int) -> None:
+        x = torch.rand(4, 4).to(BF16)
+        for _ in range(5):
+            x = x + 1e-4 * model(x)
+            x += model[0].bias
+
+    found = watched(evaluate, 3, copy.deepcopy(model))
+    assert not [a for a in found if a.kind == "merge"]
+    assert all(abs(a.missing) <= 0.01 * a.spread for a in found)
+
+
+def test_a_running_statistic_is_followed() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8, momentum=0.001)).to(BF16)
+
+    def forward(_: int) -> None:
+        for _ in range(20):
+            model(torch.randn(16, 4).to(BF16))
+
+    record = next(a for a in watched(forward, 1, model) if "1.running_var" in a.names)
+    assert record.kind == "average"
+    assert record.decay == pytest.approx(0.999)
+    assert record.lost_share > 0.9
+
+
+def test_float32_sums_and_averages_are_not_followed_but_scalars() -> None:
+    average, total = torch.rand(8), torch.zeros(())
+
+    def work(_: int) -> None:
+        average.mul_(0.999).add_(0.001)
+        total.add_(1.5)
+
+    assert [(a.kind, a.format, a.missing) for a in watched(work)] == [("sum", "float32", 0.0)]

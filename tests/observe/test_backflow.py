@@ -1,0 +1,100 @@
+"""What the range of float16 does to gradients is told from exact zeros, noise and what scaling has saved."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from precdoctor.doctor import Doctor
+from precdoctor.evidence import GradientFlow, GradientLoss
+
+F16 = torch.float16
+
+
+def flow(model: nn.Module, factor: float, scale: float = 1.0) -> GradientFlow:
+    """Return what is seen of three steps under float16 autocast, the loss multiplied by factor and scale."""
+    torch.manual_seed(0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with Doctor(probe=True) as doctor:
+        for _ in range(3):
+            x = torch.randn(64, 16)
+            with torch.autocast("cpu", dtype=F16):
+                out = model(x)
+            loss = factor * out.float().square().mean()
+            optimizer.zero_grad()
+            (loss * scale).backward()
+            optimizer.step()
+    found = doctor.evidence().gradient_flow
+    assert found is not None
+    return found
+
+
+def net() -> nn.Sequential:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4))
+
+
+def lost(found: GradientFlow, kind: str = "underflow") -> list[GradientLoss]:
+    return [loss for loss in found.losses if loss.kind == kind]
+
+
+def test_gradients_that_flush_are_seen_with_what_they_would_be() -> None:
+    found = flow(net(), 1e-6)
+    assert found.passes == 3
+    worst = max(lost(found), key=lambda loss: loss.share)
+    assert worst.backward
+    assert worst.passes == 3
+    assert worst.share == 1.0
+    assert 0 < worst.largest < 2**-14
+    assert worst.projection < 0.5
+    assert worst.place is not None
+    assert worst.place.code == "(loss * scale).backward()"
+
+
+@pytest.mark.parametrize(("factor", "scale"), [(1e-6, 2.0**20), (1.0, 1.0), (0.0, 1.0)])
+def test_scaled_gradients_and_exact_zeros_are_no_underflow(factor: float, scale: float) -> None:
+    found = flow(net(), factor, scale)
+    assert found.operations > 10
+    assert not lost(found)
+
+
+def test_a_dead_layer_is_no_underflow() -> None:
+    model = net()
+    with torch.no_grad():
+        model[0].bias.fill_(-100)
+    assert not lost(flow(model, 1.0, 256.0))
+
+
+def test_overflow_is_seen_in_the_backward_pass() -> None:
+    (first, *_) = lost(flow(net(), 1.0, 1e8), "overflow")
+    assert first.backward
+    assert first.largest > 65504
+
+
+def unscale(gradient: Tensor) -> None:
+    gradient.div_(2.0**36)
+
+
+def norm(gradient: Tensor) -> Tensor:
+    return (gradient * gradient).sum()
+
+
+@pytest.mark.parametrize(("work", "kind"), [(unscale, "underflow"), (norm, "overflow")])
+def test_what_a_program_makes_of_gradients_is_looked_at(work: Any, kind: str) -> None:
+    model = nn.Linear(8, 4).to(F16)
+    optimizer = torch.optim.SGD([p.detach().float() for p in model.parameters()], lr=0.1)
+    with Doctor(probe=True) as doctor:
+        for _ in range(3):
+            (model(torch.ones(64, 8).to(F16)).float().sum() * 16).backward()
+            for p in model.parameters():
+                assert p.grad is not None
+                work(p.grad)
+                p.grad = None
+            optimizer.step()
+    found = doctor.evidence().gradient_flow
+    assert found is not None
+    own = [loss for loss in found.losses if not loss.backward]
+    assert {(loss.function, loss.kind) for loss in own} == {(work.__name__, kind)}
