@@ -40,7 +40,7 @@ _ROUNDS = frozenset(
 )
 #: quantization and its reverse in one operation
 _FAKE = "fake_quantize_per_"
-_GRIDS = ("quantize_per_tensor", "quantize_per_channel", _FAKE)
+_GRIDS = ("quantize_per_tensor", "quantize_per_channel", "fused_moving_avg_obs_f", _FAKE)
 #: their results take nothing but shape and format from the argument
 _TEMPLATES_TEXT = """
 zeros_like ones_like empty_like full_like rand_like randn_like randint_like
@@ -236,7 +236,11 @@ class Lineage:
     def _make(
         self, operation: Operation, name: str, inputs: list[Tensor], known: list[Made | Root | None]
     ) -> None:
-        sources = {storage_key(t): k for t, k in zip(inputs, known, strict=True)}
+        filled = operation.kwargs.get("out")  # what was there before does not matter
+        known = [None if t is filled else k for t, k in zip(inputs, known, strict=True)]
+        if not any(known):
+            return
+        sources = {storage_key(t) for t in inputs if t is not filled}
         mutable = operation.func._schema.is_mutable if hasattr(operation.func, "_schema") else False
         target = operation.args[0] if mutable and operation.args else None
         for index, tensor in enumerate(operation.outputs):
@@ -251,7 +255,7 @@ class Lineage:
                 self._made.pop(key, None)
                 self._noise[key] = Memory(tensor)
                 continue
-            if written and key in self._roots:
+            if (written or tensor is filled) and key in self._roots:
                 noise = len(inputs) > 1 and all(storage_key(t) in self._noise for t in inputs[1:])
                 self._roots[key].drawn |= noise or _draws(operation)
                 self._roots[key].loaded |= len(inputs) > 1 and not noise
@@ -442,7 +446,9 @@ def _rounds(name: str, tensor: Tensor) -> bool:
     if name in _ROUNDS or _is_grid(tensor):
         return True
     space, _, operation = name.partition("::")
-    return operation.startswith(_GRIDS) or (space not in ("aten", "prims", "") and "quant" in operation)
+    return operation.lstrip("_").startswith(_GRIDS) or (
+        space not in ("aten", "prims", "") and "quant" in operation
+    )
 
 
 def _terms(what: Made | Root) -> dict[Made | Root, float]:

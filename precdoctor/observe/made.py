@@ -157,6 +157,12 @@ class _Remaking:
         return self._done[id(made)]
 
     def _run(self, made: Made) -> Tensor:
+        schema = getattr(made.func, "_schema", None)
+        written = [
+            a.alias_info is not None and a.alias_info.is_write for a in getattr(schema, "arguments", ())
+        ]
+        if any(written[1:]) or (any(written) and made.output is not None):
+            raise CannotRemake("it writes into memory of the program")
         args = tuple(self._value(a) for a in made.args)
         kwargs = {key: self._value(value) for key, value in made.kwargs.items()}
         if made.output is None:

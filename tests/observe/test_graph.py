@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+from collections.abc import Callable
+from typing import Any
 
-from precdoctor.observe.graph import reach
+import pytest
+import torch
+from torch import Tensor, nn
+
+from precdoctor.observe.graph import reach, route
 
 
 def ids(tensors: list[torch.Tensor]) -> set[int]:
@@ -32,3 +36,37 @@ def test_rounding_cuts_the_path_unless_there_is_another() -> None:
     straight_through = b + (b.round() - b).detach()
     assert not reach([straight_through.sum()]).only_zero
     assert not reach([(a.round() + a).sum()]).only_zero
+
+
+class Own(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor) -> Tensor:
+        return weight.round()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return gradient
+
+
+@pytest.mark.parametrize(
+    ("use", "way", "nodes"),
+    [
+        (lambda w: w.detach() * 2, "cut", set()),
+        (lambda w: w.detach() * 2 + torch.ones(1, requires_grad=True), "cut", set()),
+        (lambda w: w.round() * 2, "zero derivative", {"RoundBackward0"}),
+        (lambda w: w.round() * w.abs().max(), "scale only", {"RoundBackward0"}),
+        (lambda w: w.detach() * w.norm(), "scale only", set()),
+        (lambda w: w.detach() * w.abs().amax(1, keepdim=True), "scale only", set()),
+        (lambda w: Own.apply(w), "custom function", {"OwnBackward"}),
+        (lambda w: Own.apply(w) * w.detach().abs().mean(), "custom function", {"OwnBackward"}),
+        (lambda w: w + (w.round() - w).detach(), "open", set()),
+        (lambda w: (w / w.abs().max()).t().reshape(-1), "open", set()),
+        (lambda w: Own.apply(w) + 0 * w, "open", set()),
+        (lambda w: w, "open", set()),
+        # rows one by one look like a scale; what gradient arrives tells them apart
+        (lambda w: torch.stack([row * 2 for row in w]), "scale only", set()),
+    ],
+)
+def test_tells_the_way_of_the_gradient(use: Callable[[Tensor], Tensor], way: str, nodes: set[str]) -> None:
+    weight = nn.Parameter(torch.randn(6, 4))
+    assert route(use(weight), weight) == (way, nodes)

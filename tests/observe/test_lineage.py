@@ -209,6 +209,22 @@ def test_what_writes_into_parts_of_unknown_memory_is_not_claimed_to_be_the_weigh
             assert use.made.values != "continuous"
 
 
+def test_what_writes_into_memory_of_the_program_is_not_run_again(weight: nn.Parameter) -> None:
+    buffer = torch.zeros(6, 8)
+    with followed() as found:
+        torch.round(weight.detach() * 4, out=buffer)
+        F.linear(X, buffer / 4)
+    before = buffer.clone()
+    with torch.no_grad():
+        weight.mul_(3)
+    ((_, use),) = found.uses
+    assert use.made is not None
+    assert use.made.values == "rounded"
+    with pytest.raises(CannotRemake):
+        remade(use.made)
+    assert torch.equal(buffer, before)
+
+
 def test_a_weight_that_is_gone_can_not_be_quantized_again() -> None:
     weight = nn.Parameter(torch.randn(6, 8))
     with followed() as found:
