@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import math
 import platform
 import sys
 import time
@@ -227,11 +228,22 @@ class Doctor:
             only_zero = {id(leaf) for leaf in found.only_zero}
             self._walks.append((False, {id(leaf) for leaf in found.leaves}, only_zero, found.zero_nodes))
             self._backward_place = self._backward_place or place
+        self._look_at_losses(losses, place)
         if len(self._losses) < _LOSSES and losses and losses[0].numel() == 1:
             loss = losses[0].detach()
             if loss.untyped_storage().nbytes() > loss.element_size():  # one element of a large tensor
                 loss = loss.clone()
             self._losses.append((self._monitor.steps, loss))
+
+    def _look_at_losses(self, losses: Sequence[Tensor], place: Place | None) -> None:
+        """Compare losses with what they would be in float64; one that is not finite wakes the probe."""
+        if self._probe is None:
+            return
+        if self._is_looking():
+            shadow = self._instruments.shadow
+            self._monitor.quietly(lambda: shadow.losses(losses, self._monitor.steps, place))
+        elif any(map(_is_lost, losses)):
+            self._probe.rouse()
 
     def _resolve_walks(self) -> None:
         """Turn the leaves that the first backward passes reached into names, while they live."""
@@ -299,7 +311,11 @@ class Doctor:
                 started=self._started_at.isoformat(timespec="seconds"),
                 seconds=end - self._start,
                 observing_seconds=monitor.seconds,
-                limits=(*monitor.limits, *(self._probe.limits if self._probe is not None else ())),
+                limits=(
+                    *monitor.limits,
+                    *(self._probe.limits if self._probe is not None else ()),
+                    *self._instruments.limits,
+                ),
             ),
             parameters=parameters,
             states=states,
@@ -350,6 +366,12 @@ class Doctor:
         share = lost / max(intended, 1)
         text = f"step {evidence.run.steps}: {len(rows)} parameters, {share:.1%} of updates lost"
         return text + (f", {len(frozen)} frozen: {', '.join(frozen[:3])}" if frozen else "")
+
+
+def _is_lost(loss: Tensor) -> bool:
+    """Tell whether a loss is inf or NaN; one on another device is not asked, since that waits for it."""
+    near = is_plain(loss) and loss.device.type == "cpu" and loss.is_floating_point() and loss.numel() == 1
+    return near and not math.isfinite(float(loss.detach()))
 
 
 def _loss_values(losses: list[tuple[int, Tensor]]) -> tuple[tuple[int, float], ...]:

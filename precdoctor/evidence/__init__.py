@@ -4,6 +4,7 @@ from precdoctor.evidence.accumulations import Accumulation
 from precdoctor.evidence.checkpoints import Snapshot
 from precdoctor.evidence.codec import EvidenceError, from_json, load, save, to_json
 from precdoctor.evidence.counters import Counter
+from precdoctor.evidence.exactness import Cancellation, Exactness, LossySum, NonFinite, Phase, Site
 from precdoctor.evidence.gradient_flow import GradientFlow, GradientLoss
 from precdoctor.evidence.histogram import Binades, Histogram
 from precdoctor.evidence.integers import IntegerUse, LostIntegers
@@ -41,6 +42,7 @@ __all__ = [
     "Bench",
     "Binades",
     "Bypass",
+    "Cancellation",
     "Cast",
     "CoarseUniform",
     "Counter",
@@ -49,6 +51,7 @@ __all__ = [
     "EarlyClip",
     "Evidence",
     "EvidenceError",
+    "Exactness",
     "Example",
     "Fidelity",
     "Forward",
@@ -58,9 +61,12 @@ __all__ = [
     "Group",
     "Histogram",
     "IntegerUse",
+    "LossySum",
     "LostIntegers",
+    "NonFinite",
     "Optimizer",
     "Parameter",
+    "Phase",
     "Place",
     "Predicted",
     "Predictions",
@@ -69,6 +75,7 @@ __all__ = [
     "Region",
     "Run",
     "Scaler",
+    "Site",
     "Snapshot",
     "State",
     "Tie",

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from precdoctor.evidence.accumulations import Accumulation
 from precdoctor.evidence.checkpoints import Snapshot
 from precdoctor.evidence.counters import Counter
+from precdoctor.evidence.exactness import Exactness
 from precdoctor.evidence.gradient_flow import GradientFlow
 from precdoctor.evidence.histogram import Binades, Histogram
 from precdoctor.evidence.integers import LostIntegers
@@ -395,6 +396,8 @@ class Evidence:
     low_default: Place | None = None
     #: parameters that were registered in two places, where there are two tensors now
     ties: tuple[Tie, ...] = ()
+    #: forward passes beside the same in float64; None when the operation probe did not run
+    exactness: Exactness | None = None
     #: the operation probe looked at forward passes
     probed: bool = False
     #: (step, loss) at the recorded backward passes

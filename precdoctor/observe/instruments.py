@@ -19,6 +19,7 @@ from precdoctor.observe.operations import Instrument
 from precdoctor.observe.predictions import PredictionWatch
 from precdoctor.observe.quantizers import QuantizerWatch
 from precdoctor.observe.randoms import RandomWatch
+from precdoctor.observe.shadow.watch import ShadowWatch
 
 
 class Instruments:
@@ -32,6 +33,7 @@ class Instruments:
         self.randoms = RandomWatch(code)
         self.accumulations = AccumulationWatch(code, self.quantizers.lineage)
         self.gradients = GradientWatch(code, self.accumulations.book.marks)
+        self.shadow = ShadowWatch(code, lambda t: self.quantizers.lineage.made(t) is not None)
 
     @property
     def all(self) -> tuple[Instrument, ...]:
@@ -44,7 +46,13 @@ class Instruments:
             self.randoms,
             self.accumulations,
             self.gradients,
+            self.shadow,
         )
+
+    @property
+    def limits(self) -> tuple[str, ...]:
+        """Return what they left out and why, in sentences."""
+        return self.shadow.limits
 
     def look(self, models: Models) -> None:
         """Note the names of what was seen while it lives."""
@@ -53,6 +61,7 @@ class Instruments:
         self.integers.look(models)
         self.randoms.look(models)
         self.accumulations.book.look(models)
+        self.shadow.look(models)
 
     def reads_at(self, step: int) -> bool:
         """Tell whether something is to be read after ``step`` steps, while the probe sleeps."""
@@ -77,4 +86,5 @@ class Instruments:
             "uniforms": self.randoms.evidence(place),
             "accumulations": self.accumulations.book.evidence(place),
             "gradient_flow": self.gradients.evidence(place),
+            "exactness": self.shadow.evidence(place),
         }

@@ -29,6 +29,8 @@ _WAKES = frozenset(int(step * 10**power) for power in (1, 2, 3, 4, 5) for step i
 _AWAKE = 2
 #: operations looked at in one step; a longer step is seen up to there
 _MOST_OPERATIONS = 100_000
+#: times that it wakes for an event, and operations that it looks at then within one step
+_MOST_ROUSED, _ROUSED_OPERATIONS = 3, 10_000
 
 
 class OperationProbe:
@@ -53,7 +55,7 @@ class OperationProbe:
         self._home = 0
         self._dormant, self._ended = True, False
         self._in_step = self._seen_any = False
-        self._paused = 0
+        self._paused = self._roused = 0
         self._steps = self._operations = 0
         self._until = _FIRST_STEPS
         self._start = time.perf_counter()
@@ -129,6 +131,17 @@ class OperationProbe:
             mine.mode.__enter__()  # type: ignore[no-untyped-call]
         if self._ended and mine.mode is None:
             self._scopes.detach()
+
+    def rouse(self) -> None:
+        """Wake now, for this step and those after it: something has happened. A few times, for a while."""
+        if self._ended or self._roused >= _MOST_ROUSED or not self._at_home or not self._dormant:
+            return
+        self._roused += 1
+        self._until = max(self._until, self._steps + 1 + _AWAKE)
+        # steps that are left out again and again never end
+        self._operations = max(self._operations, _MOST_OPERATIONS - _ROUSED_OPERATIONS)
+        if not self._in_step and not self._overspent():
+            self._wake()
 
     # ------------------------------------------------------------------ told by the step monitor
 

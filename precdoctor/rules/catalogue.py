@@ -5,7 +5,9 @@ from __future__ import annotations
 from precdoctor.rules.approaching_freeze import ApproachingFreeze
 from precdoctor.rules.broken_tie import BrokenTie
 from precdoctor.rules.bypassed_scaler import BypassedScaler
+from precdoctor.rules.cancellation import Cancellation
 from precdoctor.rules.clip_before_unscale import ClipBeforeUnscale
+from precdoctor.rules.coarse_loss import CoarseLoss
 from precdoctor.rules.coarse_random import CoarseRandom
 from precdoctor.rules.collapsed_loss_scale import CollapsedLossScale
 from precdoctor.rules.context_free_plateau import ContextFreePlateau
@@ -16,8 +18,11 @@ from precdoctor.rules.gradient_underflow import GradientUnderflow
 from precdoctor.rules.inactive_autocast import InactiveAutocast
 from precdoctor.rules.inexact_integer import InexactInteger
 from precdoctor.rules.lossy_accumulation import LossyAccumulation
+from precdoctor.rules.low_precision_reduction import LowPrecisionReduction
+from precdoctor.rules.mask_overflow import MaskOverflow
 from precdoctor.rules.missing_gradient import MissingGradient
 from precdoctor.rules.needless_scaler import NeedlessScaler
+from precdoctor.rules.non_finite_origin import NonFiniteOrigin
 from precdoctor.rules.one_sided_update import OneSidedUpdate
 from precdoctor.rules.orphan_parameter import OrphanParameter
 from precdoctor.rules.position_collision import PositionCollision
@@ -64,8 +69,13 @@ CATALOGUE: tuple[type[Rule], ...] = (
     StaleOptimizer,  # PD406
     OrphanParameter,  # PD407
     StaleAutocastCache,  # PD408
+    NonFiniteOrigin,  # PD501
     PositionCollision,  # PD502
+    LowPrecisionReduction,  # PD503
+    MaskOverflow,  # PD504
     SwampedSum,  # PD505
+    Cancellation,  # PD506
+    CoarseLoss,  # PD507
     InexactInteger,  # PD508
     CoarseRandom,  # PD509
     SeveredQuantizer,  # PD601

@@ -14,6 +14,7 @@ from precdoctor.rules.lost_integers import (
     measured,
     what_happened,
 )
+from precdoctor.rules.phases import wrong_phases
 from precdoctor.rules.prescriptions import ranked
 from precdoctor.rules.rule import Rule
 
@@ -64,7 +65,8 @@ class PositionCollision(Rule):
     @classmethod
     def criterion(cls, evidence: Evidence) -> list[Finding]:
         """Return a finding per line that brought positions into a format too coarse for them."""
-        return [cls._finding(item) for item in evidence.integers if is_position(item) and decisive(item)]
+        found = [cls._finding(item) for item in evidence.integers if is_position(item) and decisive(item)]
+        return found + wrong_phases(evidence, cls.id, cls.name)
 
     @classmethod
     def _finding(cls, item: LostIntegers) -> Finding:

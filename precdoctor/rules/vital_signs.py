@@ -172,7 +172,8 @@ def _states(evidence: Evidence, grave: Sequence[Finding]) -> VitalSign:
 
 def _forward(evidence: Evidence, grave: Sequence[Finding]) -> VitalSign:
     name = "forward values stay finite and exact"
-    named = _named(grave, ("PD401", "PD408", "PD502", "PD505", "PD508", "PD509"))
+    rules = ("PD501", "PD502", "PD503", "PD504", "PD505", "PD506", "PD507", "PD508", "PD509")
+    named = _named(grave, ("PD401", "PD408", *rules))
     if named:
         return _ill(name, named)
     ill = [p for p in evidence.parameters if p.weight is not None and p.weight.non_finite]
@@ -184,7 +185,11 @@ def _forward(evidence: Evidence, grave: Sequence[Finding]) -> VitalSign:
             name, f"the loss is {evidence.losses[-1][1]}, not finite since step {step:,} at the latest"
         )
     seen = "; weights and loss are finite" if evidence.losses else ""
-    return _unknown(name, f"values inside the model are not judged{seen}")
+    exactness = evidence.exactness
+    if exactness is None or not exactness.operations:
+        return _unknown(name, f"values inside the model were not looked at{seen}")
+    passes = count(exactness.passes, "forward pass").replace("passs", "passes")
+    return _ok(name, f"{count(exactness.operations, 'operation')} of {passes} beside float64{seen}")
 
 
 def _loss_scaling(evidence: Evidence, grave: Sequence[Finding]) -> VitalSign:

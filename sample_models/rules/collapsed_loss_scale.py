@@ -23,7 +23,7 @@ for step in range(40):
         logits = 20 * model(inputs)
     if args.healthy:
         logits = logits.float()
-    powers = logits.exp()
+    powers = logits.exp()  # expect: PD501 exp
     shares = (powers / powers.sum(1, keepdim=True)).float()
     loss = (1 - shares.gather(1, labels[:, None])).mean()
     optimizer.zero_grad()

@@ -1,0 +1,198 @@
+"""Where digits are lost: differences that keep few of them, and phases that are off."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from precdoctor.observe.frames import Spot
+from precdoctor.observe.shadow.look import Look
+from precdoctor.observe.shadow.sites import (
+    HURT,
+    SWAMPED,
+    CancellationSite,
+    LossySumSite,
+    PhaseSite,
+    Site,
+)
+from precdoctor.observe.shadow.table import Origin, Shadow, ShadowTable, TooLarge, actual
+
+#: share of elements off by half their value from which a result is hurt
+HURT_SHARE = 0.3
+#: error of an element, over its value, from which it counts in that share
+_HALF = 0.5
+#: largest error of the arguments of a difference that is to blame itself, and how much smaller it must be
+_SOUND, _AMPLIFIED = 0.1, 8.0
+#: exact result over the largest argument below which it is zero but for the rounding of float64
+_NOTHING = 1e-14
+#: error of a result below which it is not looked at closer
+_BEYOND_ROUNDING = 1e-5
+#: error of an argument of sin or cos that counts, radians
+_TURNED = 0.5
+
+
+class Errors(NamedTuple):
+    """The error of a tensor."""
+
+    #: norms of the error and of the exact values, over the elements finite in both
+    error: float
+    size: float
+    #: all elements are finite, in both
+    finite: bool
+
+    @property
+    def relative(self) -> float:
+        """Return the error over the exact value."""
+        if self.size > 0:
+            return self.error / self.size
+        return math.inf if self.error > 0 else 0.0
+
+
+def measured(tensor: Tensor, exact: Tensor) -> Errors:
+    """Return the error of a tensor beside its exact values."""
+    off = tensor.detach().double() - exact
+    error, size = torch.stack((torch.linalg.vector_norm(off), torch.linalg.vector_norm(exact))).tolist()
+    if math.isfinite(error) and math.isfinite(size):
+        return Errors(error, size, True)
+    both = torch.isfinite(tensor) & torch.isfinite(exact)
+    off, exact = torch.where(both, off, 0), torch.where(both, exact, 0)
+    error, size = torch.stack((torch.linalg.vector_norm(off), torch.linalg.vector_norm(exact))).tolist()
+    return Errors(error, size, False)
+
+
+def share_off(tensor: Tensor, exact: Tensor, least: float = 0.0) -> float:
+    """Return the share of the elements that are off by half their value, if that is above ``least``."""
+    size = exact.abs()
+    off = (tensor.detach().double() - exact).abs()
+    return float(((off > _HALF * size) & (size > least)).double().mean())
+
+
+def hurt_of(site: Site, tensor: Tensor, exact: Tensor, relative: float) -> float | None:
+    """Return by how much a tensor is hurt, its error or a share of its elements; None where it is not."""
+    if relative > site.least:
+        return relative
+    share = share_off(tensor, exact)
+    return share if share > HURT_SHARE else None
+
+
+class DigitWatch:
+    """Finds differences that lose digits; knows whose damage a tensor carries."""
+
+    def __init__(self, table: ShadowTable) -> None:
+        self._table = table
+        self.cancellations: dict[tuple[Spot | None, str], CancellationSite] = {}
+        self.lossy_sums: dict[tuple[Spot | None, str], LossySumSite] = {}
+        self.phases: dict[tuple[Spot | None, str], PhaseSite] = {}
+
+    @property
+    def sites(self) -> list[Site]:
+        """Return all sites."""
+        return [*self.cancellations.values(), *self.lossy_sums.values(), *self.phases.values()]
+
+    def inherited(
+        self,
+        look: Look,
+        shadows: Sequence[Shadow],
+        other: Site | None,
+        out: Tensor,
+        exact: Tensor,
+        rel: float,
+    ) -> tuple[Site | None, bool]:
+        """Return the damage that a result still carries, and whether it was magnified."""
+        carriers = sorted((s for s in shadows if s.damage is not None), key=lambda s: -s.error)
+        site = carriers[0].damage if carriers else other
+        if site is None:
+            return None, False
+        hurt = hurt_of(site, out, exact, rel)
+        if hurt is None:
+            return None, False
+        site.carried(look.spot, hurt)
+        magnified = any(s.magnified for s in carriers)
+        if magnified:
+            site.reach("logarithm", look.number, look.spot, hurt)
+        return site, magnified or look.kind.magnifies or self._divides(look, carriers)
+
+    def _divides(self, look: Look, carriers: Sequence[Shadow]) -> bool:
+        if look.kind.name != "div" or len(look.inputs) != 2:
+            return False
+        return self._table.get(look.inputs[1]) in carriers
+
+    def cancelled(self, look: Look, out: Tensor, exact: Tensor, errors: Errors) -> CancellationSite | None:
+        """Return the site of a difference that has lost its digits in this operation, None for others."""
+        rel = errors.relative
+        if rel <= _BEYOND_ROUNDING:
+            return None
+        share = 0.0
+        if rel <= HURT:
+            share = share_off(out, exact)
+            if share <= HURT_SHARE:
+                return None
+        before, largest, source = 0.0, 0.0, None
+        worst = 0.0
+        for tensor in look.inputs:
+            if look.is_written(tensor):
+                continue
+            try:
+                value = self._table.value(tensor)
+            except TooLarge:
+                return None
+            found = measured(tensor, value)
+            before, largest = max(before, found.relative), max(largest, found.size)
+            shadow = self._table.get(tensor)
+            if shadow is not None and found.error > worst:
+                worst, source = found.error, shadow
+        hurt = max(min(rel, 1e6), share)
+        if before > min(_SOUND, hurt / _AMPLIFIED) or errors.size <= _NOTHING * largest or not largest:
+            return None
+        share = share or share_off(out, exact, _NOTHING * largest)
+        if share <= HURT_SHARE and rel <= HURT:
+            return None
+        site = self.cancellations.get((look.spot, look.kind.name))
+        if site is None:
+            form = str(out.dtype).removeprefix("torch.")
+            site = CancellationSite(look.spot, look.kind.name, form)
+            self.cancellations[look.spot, look.kind.name] = site
+        births = [spot for t in look.inputs if (s := self._table.get(t)) for spot in s.births]
+        site.see(look, source.origin if source is not None else None, births)
+        site.lost(before=before, error=rel, share=share, remaining=errors.size / largest)
+        return site
+
+    def accumulated(self, look: Look, out: Tensor, rel: float, origin: Origin | None) -> Site | None:
+        """Return the site of a sum that rounds its terms away, one by one on the same line."""
+        if rel <= SWAMPED or origin is None or origin.spot != look.spot or look.spot is None:
+            return None
+        if out.dtype not in (torch.float16, torch.bfloat16) or not look.kind.adds:
+            return None
+        key = look.spot, look.kind.name
+        site = self.lossy_sums.get(key)
+        if site is None:
+            form = str(out.dtype).removeprefix("torch.")
+            site = self.lossy_sums[key] = LossySumSite(look.spot, look.kind.name, form)
+        site.see(look, origin, ())
+        site.error = max(site.error, rel)
+        return site
+
+    def phase(self, look: Look) -> None:
+        """Look at the argument of a sine or cosine."""
+        argument = look.inputs[0] if look.inputs else None
+        shadow = self._table.get(argument) if argument is not None else None
+        if argument is None or shadow is None or look.written:
+            return
+        off = (actual(argument) - shadow.view(argument)).abs()
+        off = off[torch.isfinite(off)]
+        share = float((off > _TURNED).double().mean()) if off.numel() else 0.0
+        if share == 0.0:
+            return
+        key = look.spot, look.kind.name
+        site = self.phases.get(key)
+        if site is None:
+            form = str(argument.dtype).removeprefix("torch.")
+            site = self.phases[key] = PhaseSite(look.spot, look.kind.name, form)
+        site.see(look, shadow.origin, shadow.births)
+        site.share = max(site.share, share)
+        site.error_rad = max(site.error_rad, float(off.max()))
+        site.largest = max(site.largest, float(argument.detach().double().abs().max()))

@@ -1,0 +1,150 @@
+"""PD506: a difference of nearly equal numbers, of which few correct digits are left."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from precdoctor.evidence import Evidence
+from precdoctor.evidence import exactness as records
+from precdoctor.rules.exactness import (
+    ERROR,
+    MIN_PASSES,
+    ends,
+    exactness,
+    in_words,
+    site_locations,
+    subjects,
+    where,
+)
+from precdoctor.rules.finding import Finding, Severity
+from precdoctor.rules.prescriptions import ranked
+from precdoctor.rules.reading import format_named
+from precdoctor.rules.rule import Rule
+from precdoctor.rules.wording import at, number, percent
+
+#: share of the passes seen in which a difference of log-probabilities has to be noise
+NOISE_SHARE = 0.5
+#: error of a difference, before a factorization that fails, from which it is to blame
+FAILED_ERROR = 0.3
+_SOFTMAX = ("_log_softmax", "_softmax", "logsumexp")
+
+
+class Cancellation(Rule):
+    """A difference of nearly equal numbers keeps few correct digits, and what is made of it is wrong.
+
+    ## What it means
+
+    Subtraction is exact where its arguments are close, and that is the trouble: what they have in common
+    goes, and what is left are the errors that they came with. E[x^2] - E[x]^2 at a mean of 300 and a
+    deviation of 0.02 is 4e-4 between two numbers near 90,000, whose spacing in float32 is 0.008. a^2 - 2ab
+    + b^2, 1 - exp(x) for small x, 1 - cos, the difference of two log-probabilities in bfloat16, and the
+    solution of equations whose matrix was rounded are of the same kind.
+
+    ## Why it hurts
+
+    A variance comes out as 0, or a thousand times too large, and everything divided by it follows. A term
+    of the loss is noise. Nothing is inf and nothing warns.
+
+    ## Criterion
+
+    The sum, difference, solution or factorization is off by more than 10 % of what it is in float64 (norm
+    of the difference over norm), or more than 30 % of its elements by half their value, and its arguments
+    are off by less than an eighth of that: it is here that the digits go. And the damage is seen to reach a
+    layer, the loss (one not yet down to 1 % of what it was), a gradient, a parameter, or goes through a
+    logarithm or a reciprocal, in at least two forward passes and 10 % of those seen. An error where what it
+    reaches is off by more than 50 %, else a warning. A warning, too, for a difference of log-probabilities
+    formed in 16 bits that gradient goes through and that is off by more than 50 % in half of the passes;
+    and where the script fails in a factorization just after. Exact counts what layers return: the rounding
+    of mixed precision inside the model is not judged. Results that are zero but for the rounding of float64
+    are none.
+
+    ## Blind spots
+
+    Forward passes and the user's own code in the steps in which the operation probe is awake; values that
+    never were below float32 in the first three steps only. Tensors of over a million elements are not
+    followed. What cancels inside one operation is seen by its result.
+
+    ## Remedies
+
+    Subtract first: (x - mean)^2, (a - b)^2, `expm1`, `log1p`, `logsigmoid`. Keep what is subtracted in
+    float32 (log-probabilities), or float64 (sums over a data set, Welford's update). Leave autocast for
+    linear algebra.
+
+    ## References
+
+    - Higham 2002, Accuracy and Stability of Numerical Algorithms, sections 1.7 (cancellation) and 1.9
+      (variance)
+    - Chan, Golub and LeVeque 1983, Algorithms for computing the sample variance
+    """
+
+    id: ClassVar[str] = "PD506"
+    name: ClassVar[str] = "cancellation"
+    example: ClassVar[str] = "cancellation.py"
+
+    @classmethod
+    def criterion(cls, evidence: Evidence) -> list[Finding]:
+        """Return a finding per difference."""
+        seen = exactness(evidence)
+        found = []
+        for site in seen.cancellations:
+            reached = ends(site, seen)
+            if reached:
+                grave: Severity = "error" if site.reached_error > ERROR else "warning"
+                found.append(cls._at(site, grave, f"that reaches {in_words(reached)}{at(site.reached_at)}"))
+            elif _is_noise(site, seen):
+                found.append(cls._at(site, "warning", "gradient goes through what is noise"))
+            elif _fails(site, evidence):
+                found.append(cls._at(site, "warning", f"the script fails there ({evidence.run.error})"))
+        return found
+
+    @classmethod
+    def _at(cls, site: records.Cancellation, severity: Severity, harm: str) -> Finding:
+        source = f"{site.source.lstrip('_')} in {site.source_format}{at(site.cause)}"
+        if site.error > site.share or site.error > ERROR:
+            lost = f"is off by {_times(site.error)} of its exact value"
+        else:
+            lost = f"has {percent(site.share)} of its elements off by more than half their value"
+        return Finding(
+            rule=cls.id,
+            name=cls.name,
+            severity=severity,
+            subjects=subjects([site]),
+            message=f"{where(site)}: digits cancel, the result {lost}; it is {number(site.remaining)} of the "
+            f"arguments' size, which are off by {number(site.error_before)} from {source}; {harm}.",
+            locations=site_locations([site]),
+            measured={
+                "passes": site.passes,
+                "error_before": site.error_before,
+                "error": site.error,
+                "share": site.share,
+                "remaining": site.remaining,
+                "reached_error": site.reached_error,
+            },
+            prescriptions=ranked(_cures(site)),
+        )
+
+
+def _times(error: float) -> str:
+    return percent(error) if error < 10 else f"{number(error)} times"
+
+
+def _cures(site: records.Cancellation) -> list[tuple[str, str]]:
+    form = format_named(site.source_format)
+    wide = "float64" if form is not None and form.bits >= 32 else "float32"
+    what = site.source.lstrip("_") or "its arguments"
+    return [
+        ("subtract-first", "subtract before squaring or taking exponentials: (x - mean)^2, (a - b)^2, expm1"),
+        (f"{wide}-op", f"compute {what}{at(site.cause or site.place)} in {wide}"),
+    ]
+
+
+def _is_noise(site: records.Cancellation, seen: records.Exactness) -> bool:
+    narrow = site.source in _SOFTMAX and site.source_format in ("float16", "bfloat16")
+    often = site.passes >= MIN_PASSES and site.passes >= NOISE_SHARE * seen.passes
+    return narrow and site.graded and often and site.error > ERROR
+
+
+def _fails(site: records.Cancellation, evidence: Evidence) -> bool:
+    run = evidence.run
+    failed = run.ended == "failed" and "LinAlgError" in run.error
+    return failed and site.last_step >= run.steps and max(site.error, site.share) > FAILED_ERROR

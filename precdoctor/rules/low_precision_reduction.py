@@ -1,0 +1,143 @@
+"""PD503: a sum, a norm or a square is formed in a format that it leaves, or that loses its terms."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from precdoctor.evidence import Evidence
+from precdoctor.evidence.exactness import LossySum, NonFinite
+from precdoctor.rules.exactness import (
+    ERROR,
+    by_line,
+    ends,
+    exactness,
+    foremost,
+    harm,
+    in_words,
+    line_of,
+    overflow_in_words,
+    site_locations,
+    subjects,
+    where,
+)
+from precdoctor.rules.finding import Finding
+from precdoctor.rules.prescriptions import ranked
+from precdoctor.rules.rule import Rule
+from precdoctor.rules.wording import at, percent
+
+
+class LowPrecisionReduction(Rule):
+    """A sum, a norm, a variance or a square overflows its format, or rounds away the terms that are added.
+
+    ## What it means
+
+    The square of 256 is beyond float16, and so is the sum of 70,000 ones. A norm, a variance or a loss that
+    is summed in 16 bits leaves the range although each value is ordinary. A sum that grows term by term
+    stops growing when a term falls below half the spacing at the sum: at 256 ones in bfloat16.
+
+    ## Why it hurts
+
+    Mostly in silence: rsqrt(inf) is 0, so a normalised row is exactly zero; a gradient clipped by an
+    infinite norm is zero; a Dice loss with an infinite denominator is constant. Nothing turns NaN and
+    nothing learns.
+
+    ## Criterion
+
+    An error where finite arguments give inf, the same arguments give a finite result in float64, and finite
+    results made of it are off by more than 10 % (norm of the difference to float64 over the norm of
+    float64) and reach a layer, the loss, a gradient or a parameter, in at least two forward passes and 10 %
+    of those seen; where the loss is not finite by it; and where Python reads the inf in half of the passes.
+    Sums formed on one line, term by term, in 16 bits: where the sum is off by more than 5 % and something
+    made of it gets there, an error from 50 % on, else a warning.
+
+    ## Blind spots
+
+    Forward passes and the user's own code, not backward, in the steps in which the operation probe is
+    awake. What happens inside one fused operation is seen by its result alone.
+
+    ## Remedies
+
+    `x.float()` before the sum, and back after it; `sum(dtype=torch.float32)`; `F.rms_norm` and
+    `F.layer_norm`, which do it inside; `torch.nn.utils.clip_grad_norm_` on float32 gradients.
+
+    ## References
+
+    - Micikevicius et al. 2018, Mixed Precision Training, arXiv 1710.03740, section 3.3
+    - Higham 2002, Accuracy and Stability of Numerical Algorithms, chapter 4 (summation)
+    - pytorch/pytorch issue 133085 (a norm by hand in float16), qubvel-org/segmentation_models.pytorch issue
+      463 (Dice loss in float16)
+    """
+
+    id: ClassVar[str] = "PD503"
+    name: ClassVar[str] = "low-precision-reduction"
+    example: ClassVar[str] = "low_precision_reduction.py"
+
+    @classmethod
+    def criterion(cls, evidence: Evidence) -> list[Finding]:
+        """Return a finding per operation."""
+        seen = exactness(evidence)
+        told = _told_of_gradients(evidence)
+        overflows = [
+            s
+            for s in seen.non_finite
+            if s.kind == "overflow" and s.reduction and not s.mask and line_of(s.place) not in told
+        ]
+        found = [cls._overflow(sites, evidence) for sites in by_line(overflows)]
+        return found + [
+            cls._swamped(site, reached) for site in seen.lossy_sums if (reached := ends(site, seen))
+        ]
+
+    @classmethod
+    def _overflow(cls, sites: list[NonFinite], evidence: Evidence) -> Finding:
+        site = foremost(sites, evidence)
+        hurts = harm(site, evidence)
+        return Finding(
+            rule=cls.id,
+            name=cls.name,
+            severity="error" if hurts else "note",
+            subjects=subjects(sites),
+            message=f"{overflow_in_words(site)}; {hurts or 'nothing that matters was seen to come of it'}.",
+            locations=site_locations([site]),
+            measured={
+                "passes": site.passes,
+                "largest": site.largest,
+                "share": site.share,
+                "reached_error": site.reached_error,
+                "loss_passes": site.loss_passes,
+                "read_passes": site.read_passes,
+            },
+            prescriptions=ranked(
+                [
+                    (
+                        "float32-op",
+                        f"cast to float32 before {site.operation}{at(site.place)}, and back after it",
+                    )
+                ]
+            ),
+        )
+
+    @classmethod
+    def _swamped(cls, site: LossySum, reached: list[str]) -> Finding:
+        return Finding(
+            rule=cls.id,
+            name=cls.name,
+            severity="error" if site.reached_error > ERROR else "warning",
+            subjects=subjects([site]),
+            message=f"{where(site)}: a sum formed term by term in {site.format} is off by "
+            f"{percent(site.error)} of what it is in float64, and that reaches {in_words(reached)}"
+            f"{at(site.reached_at)}.",
+            locations=site_locations([site]),
+            measured={
+                "passes": site.passes,
+                "error": site.error,
+                "reached_error": site.reached_error,
+            },
+            prescriptions=ranked([("float32-op", f"keep the sum{at(site.place)} in float32")]),
+        )
+
+
+def _told_of_gradients(evidence: Evidence) -> set[tuple[str, int] | None]:
+    """Return the lines at which PD204 says that gradients overflow."""
+    flow = evidence.gradient_flow
+    losses = flow.losses if flow is not None else ()
+    return {line_of(loss.place) for loss in losses if loss.kind == "overflow" and not loss.backward} - {None}

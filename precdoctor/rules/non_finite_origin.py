@@ -1,0 +1,161 @@
+"""PD501: an operation on finite values gives inf or NaN."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from precdoctor.evidence import Evidence
+from precdoctor.evidence.exactness import NonFinite
+from precdoctor.rules.exactness import (
+    by_line,
+    exactness,
+    first_non_finite_step,
+    foremost,
+    harm,
+    overflow_in_words,
+    site_locations,
+    spoils_loss,
+    stays_non_finite,
+    subjects,
+    where,
+)
+from precdoctor.rules.finding import Finding, Subject
+from precdoctor.rules.gradient_overflow import GradientOverflow
+from precdoctor.rules.prescriptions import ranked
+from precdoctor.rules.reading import locations
+from precdoctor.rules.rule import Rule
+from precdoctor.rules.vanishing_epsilon import VanishingEpsilon
+from precdoctor.rules.wording import at, count, number, percent
+
+
+class NonFiniteOrigin(Rule):
+    """The first operation whose arguments are finite and whose result is inf or NaN.
+
+    ## What it means
+
+    Inf and NaN spread to whatever is computed from them, so that the line at which a loss turns NaN is
+    hardly ever the line to blame. Here it is: an exponential, a product or a quotient whose exact result
+    lies beyond the format (overflow); a logarithm or a quotient of something that is zero only because it
+    was rounded (underflow); or one that is not finite in exact arithmetic either (0/0, the softmax of a row
+    that is masked altogether).
+
+    ## Why it hurts
+
+    NaN in the loss becomes NaN in every parameter at the next step. Worse is inf that is turned back into a
+    number: 1/inf is 0, and the run goes on in silence with zeros in place of values.
+
+    ## Criterion
+
+    An error where the loss is inf or NaN because of it, to the end of the run or in at least 10 % of the
+    forward passes seen; where finite results made of it are off by more than 10 % (norm of the difference
+    to float64 over the norm of float64) and reach a layer, the loss, a gradient or a parameter, in at least
+    two passes and 10 % of them; where Python reads it in half of them. What is masked out later (`where`,
+    `nan_to_num`), and batches that the loop skips before `backward`, are none. Sums and squares are
+    reported as PD503, masks as PD504. Where the loss stays inf or NaN and no origin was seen, the error
+    says since when.
+
+    ## Blind spots
+
+    Forward passes and the user's own code, in the steps in which the operation probe is awake (0, 1, 2, 5,
+    10, 15, ..., and after a loss that is not finite). Gradients that overflow in backward are the business
+    of loss scaling.
+
+    ## Remedies
+
+    Compute this operation in float32; use the form that cannot overflow (`logsumexp`, `softplus`,
+    `logsigmoid`, `binary_cross_entropy_with_logits`, `log_softmax`); add an eps that the format can hold.
+
+    ## References
+
+    - Micikevicius et al. 2018, Mixed Precision Training, arXiv 1710.03740 (which operations stay in
+      float32)
+    - Blanchard, Higham and Higham 2021, Accurately computing the log-sum-exp and softmax functions
+    """
+
+    id: ClassVar[str] = "PD501"
+    name: ClassVar[str] = "non-finite-origin"
+    example: ClassVar[str] = "non_finite_origin.py"
+
+    @classmethod
+    def criterion(cls, evidence: Evidence) -> list[Finding]:
+        """Return a finding per operation, and one for a loss whose NaN comes from none that was seen."""
+        sites = exactness(evidence).non_finite
+        own = [site for site in sites if not (site.mask or _sums(site))]
+        found = [cls._at(foremost(members, evidence), evidence) for members in by_line(own)]
+        explained = any(_explains(site, evidence) for site in sites) or any(
+            rule.criterion(evidence) for rule in (VanishingEpsilon, GradientOverflow)
+        )
+        if stays_non_finite(evidence) and not explained:
+            found.append(cls._unseen(evidence))
+        return [finding for finding in found if finding is not None]
+
+    @classmethod
+    def _at(cls, site: NonFinite, evidence: Evidence) -> Finding | None:
+        hurts = harm(site, evidence)
+        if not hurts and site.kind == "undefined":
+            return None
+        what = {
+            "overflow": overflow_in_words(site),
+            "underflow": f"{where(site)}: {site.operation} gives inf or NaN ({percent(site.share)} of the "
+            "result), because what it gets was rounded away before; in float64 it is finite",
+            "undefined": f"{where(site)}: {site.operation} of finite values, or of infinities that are "
+            "meant, is not finite in exact arithmetic either",
+        }[site.kind]
+        return Finding(
+            rule=cls.id,
+            name=cls.name,
+            severity="error" if hurts else "note",
+            subjects=subjects([site]),
+            message=f"{what}; {hurts or 'nothing that matters was seen to come of it'}.",
+            locations=site_locations([site]),
+            measured={
+                "passes": site.passes,
+                "first_step": site.first_step,
+                "largest": site.largest,
+                "share": site.share,
+                "loss_passes": site.loss_passes,
+                "reached_error": site.reached_error,
+            },
+            prescriptions=ranked(
+                [
+                    ("stable-form", "a form that cannot leave the range: logsumexp, softplus, logits"),
+                    ("float32-op", f"compute {site.operation}{at(site.place)} in float32"),
+                ]
+            ),
+        )
+
+    @classmethod
+    def _unseen(cls, evidence: Evidence) -> Finding:
+        step = first_non_finite_step(evidence) or 0
+        value = evidence.losses[-1][1]
+        place = evidence.backward.place if evidence.backward is not None else None
+        ill = [p for p in evidence.parameters if p.weight is not None and p.weight.non_finite]
+        weights = f"; {count(len(ill), 'parameter')} hold inf or NaN" if ill else ""
+        return Finding(
+            rule=cls.id,
+            name=cls.name,
+            severity="error",
+            subjects=tuple(Subject(kind="parameter", name=p.name) for p in ill)
+            or (Subject(kind="op", name="backward"),),
+            message=f"the loss is {number(value)} after {count(step, 'step')} and stays so; the operation "
+            f"that made it was not seen{weights}.",
+            locations=locations([], [place]),
+            measured={"first_step": step},
+            prescriptions=ranked(
+                [
+                    (
+                        "look-earlier",
+                        f"look at every operation of the steps before {step:,}: --steps {step + 1}",
+                    )
+                ]
+            ),
+        )
+
+
+def _sums(site: NonFinite) -> bool:
+    return site.kind == "overflow" and site.reduction
+
+
+def _explains(site: NonFinite, evidence: Evidence) -> bool:
+    """Tell whether a site, of this rule or another, is where the loss's NaN comes from, or may be."""
+    return spoils_loss(site, evidence) or site.kind != "undefined"

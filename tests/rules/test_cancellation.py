@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from precdoctor.evidence import Cancellation as Site
+from precdoctor.rules.cancellation import Cancellation
+from precdoctor.rules.finding import Finding
+from tests.rules.exact import AT, LATER, SOURCE, cancellation, run
+
+
+def judged(*sites: Site) -> list[Finding]:
+    return Cancellation.criterion(run(cancellations=sites))
+
+
+def test_damage_that_reaches_nothing_is_silent() -> None:
+    assert not judged(cancellation())
+
+
+@pytest.mark.parametrize("where", ["layer", "loss", "gradient", "parameter", "logarithm"])
+@pytest.mark.parametrize(("passes", "ill"), [(1, False), (2, True)])
+def test_damage_counts_where_it_gets_to_and_more_than_once(where: str, passes: int, ill: bool) -> None:
+    assert bool(judged(cancellation(reached=((where, passes),)))) == ill
+
+
+@pytest.mark.parametrize(("error", "severity"), [(0.3, "warning"), (0.6, "error")])
+def test_severity_is_the_error_of_what_it_reaches(error: float, severity: str) -> None:
+    (finding,) = judged(cancellation(reached=(("loss", 20),), reached_error=error))
+    assert finding.severity == severity
+
+
+def test_the_line_that_brings_the_error_in_is_the_cause() -> None:
+    born = dataclasses.replace(SOURCE, line=5)
+    (finding,) = judged(cancellation(reached=(("layer", 20),), births=(born,)))
+    assert [(x.place, x.role) for x in finding.locations] == [
+        (SOURCE, "cause"),
+        (born, "cause"),
+        (AT, "site"),
+        (LATER, "site"),
+    ]
+    assert [s.name for s in finding.subjects] == ["variance"]
+    assert [p.remedy for p in finding.prescriptions] == ["subtract-first", "float64-op"]
+
+
+def ratio(**changes: object) -> Site:
+    """Return a difference of log-probabilities that is noise."""
+    values: dict[str, object] = {"source": "_log_softmax", "source_format": "bfloat16", "graded": True}
+    return cancellation(**{**values, **changes})
+
+
+def test_a_difference_of_log_probabilities_that_is_noise_is_a_warning() -> None:
+    (finding,) = judged(ratio())
+    assert finding.severity == "warning"
+    assert finding.prescriptions[-1].remedy == "float32-op"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"graded": False}, {"source_format": "float32"}, {"source": "sigmoid"}, {"error": 0.4}, {"passes": 9}],
+)
+def test_it_is_none_without_gradient_or_in_float32_or_where_it_is_rare(changes: dict[str, object]) -> None:
+    assert not judged(ratio(**changes))
+
+
+def test_a_factorization_that_fails_on_what_is_damaged_is_a_warning() -> None:
+    sound = run(cancellations=(cancellation(last_step=100),))
+    failed = dataclasses.replace(
+        sound.run, steps=100, ended="failed", error="torch._C._LinAlgError: linalg.cholesky: ..."
+    )
+    (finding,) = Cancellation.criterion(dataclasses.replace(sound, run=failed))
+    assert finding.severity == "warning"
+    earlier = run(cancellations=(cancellation(last_step=50),))
+    assert not Cancellation.criterion(dataclasses.replace(earlier, run=failed))

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import math
+
+from precdoctor.rules.mask_overflow import MaskOverflow
+from tests.rules.exact import non_finite, run
+
+NAN = (1.0, 1.0, math.nan, math.nan, math.nan)
+MASK = non_finite(mask=True, operation="add", reduction=False)
+
+
+def test_a_mask_that_overflows_is_a_note() -> None:
+    (finding,) = MaskOverflow.criterion(run(non_finite=(MASK,)))
+    assert finding.severity == "note"
+
+
+def test_a_mask_whose_rows_become_nan_is_an_error() -> None:
+    site = non_finite(mask=True, operation="add", reduction=False, nan_passes=1, loss_passes=3)
+    (finding,) = MaskOverflow.criterion(run(non_finite=(site,), losses=NAN))
+    assert finding.severity == "error"
+
+
+def test_a_mask_that_overflows_before_a_loss_that_stays_nan_is_the_likely_origin() -> None:
+    (finding,) = MaskOverflow.criterion(run(non_finite=(MASK,), losses=NAN))
+    assert finding.severity == "error"
+    assert "after 2 steps" in finding.message
+
+
+def test_a_mask_is_not_to_blame_where_something_else_is() -> None:
+    other = non_finite(operation="exp", reduction=False, loss_passes=3)
+    (finding,) = MaskOverflow.criterion(run(non_finite=(MASK, other), losses=NAN))
+    assert finding.severity == "note"
+
+
+def test_other_overflows_are_no_masks() -> None:
+    assert not MaskOverflow.criterion(run(non_finite=(non_finite(),)))

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from precdoctor.evidence import NonFinite
+from precdoctor.rules.finding import Finding
+from precdoctor.rules.non_finite_origin import NonFiniteOrigin
+from tests.rules.exact import AT, LATER, non_finite, run
+
+NAN = (1.0, 1.0, math.nan, math.nan, math.nan)
+
+
+def judged(*sites: NonFinite, losses: tuple[float, ...] = (1.0,) * 10) -> list[Finding]:
+    return NonFiniteOrigin.criterion(run(losses=losses, non_finite=sites))
+
+
+def test_an_overflow_that_does_no_harm_is_a_note() -> None:
+    (finding,) = judged(non_finite(operation="exp", reduction=False))
+    assert finding.severity == "note"
+
+
+def test_what_is_masked_out_later_is_silent() -> None:
+    assert not judged(non_finite(kind="undefined", nan_at=AT, nan_passes=20))
+
+
+@pytest.mark.parametrize("kind", ["overflow", "underflow", "undefined"])
+def test_the_operation_that_makes_the_loss_nan_is_an_error(kind: str) -> None:
+    site = non_finite(kind=kind, operation="log", reduction=False, nan_at=LATER, loss_passes=1)
+    (finding,) = judged(site, losses=NAN)
+    assert finding.severity == "error"
+    assert finding.locations[0].place == AT
+    assert [s.name for s in finding.subjects] == ["norm"]
+    assert "NaN comes of it at train.py:20" in finding.message
+
+
+@pytest.mark.parametrize(("passes", "severity"), [(1, "note"), (2, "error"), (20, "error")])
+def test_losses_left_out_now_and_then_are_handled_and_many_are_not(passes: int, severity: str) -> None:
+    (finding,) = judged(non_finite(operation="exp", reduction=False, loss_passes=passes))
+    assert finding.severity == severity
+
+
+@pytest.mark.parametrize(("passes", "severity"), [(1, "note"), (2, "error")])
+def test_wrong_finite_numbers_count_where_they_get_to_a_layer(passes: int, severity: str) -> None:
+    site = non_finite(operation="exp", reduction=False, reached=(("layer", passes),), reached_error=1.0)
+    (finding,) = judged(site)
+    assert finding.severity == severity
+
+
+def test_sums_and_masks_are_the_business_of_other_rules() -> None:
+    assert not judged(non_finite(), non_finite(mask=True, reduction=False))
+
+
+def test_a_loss_that_stays_nan_without_an_origin_says_since_when() -> None:
+    (finding,) = judged(losses=NAN)
+    assert finding.severity == "error"
+    assert "after 2 steps" in finding.message
+    assert not judged(losses=(1.0, math.nan, math.nan, 1.0))
+
+
+def test_an_overflow_of_another_kind_may_be_the_origin() -> None:
+    assert not judged(non_finite(mask=True), losses=NAN)
+
+
+def test_sites_on_one_line_are_one_finding() -> None:
+    sites = [non_finite(operation=name, reduction=False, loss_passes=20) for name in ("exp", "div")]
+    assert len(judged(*sites)) == 1
