@@ -21,6 +21,7 @@ from precdoctor.evidence import Backward, Cast, Evidence, Forward, Parameter, Pl
 from precdoctor.observe import assemble
 from precdoctor.observe.calls import Calls
 from precdoctor.observe.compiling import CompileWatch
+from precdoctor.observe.evaluation import EvaluationWatch
 from precdoctor.observe.frames import Spot, UserCode
 from precdoctor.observe.graph import reach
 from precdoctor.observe.instruments import Instruments
@@ -58,7 +59,9 @@ class Doctor:
 
     ``every``: observe every N-th step; by default the first ten and then as often as ``budget`` (a share
     of CPU time) allows, at most every ``stride``-th. ``watch``: elements per tensor, 0 for all; by default
-    as many as fit into ``memory`` (a share of the parameters' bytes).
+    as many as fit into ``memory`` (a share of the parameters' bytes). ``probe``: look at single operations
+    in the first steps, in some later ones, and after ``look_at`` steps; with ``shadow`` in all, each beside
+    the same in float64, however long that takes.
     """
 
     def __init__(
@@ -72,6 +75,8 @@ class Doctor:
         stride: int = 10,
         memory: float = 0.15,
         probe: bool = False,
+        shadow: bool = False,
+        look_at: int | None = None,
         provenance: Provenance | None = None,
         on_step: Callable[[int], None] | None = None,
     ) -> None:
@@ -81,10 +86,10 @@ class Doctor:
             raise ValueError(f"watch must be 0 (all) or more, not {watch}")
         self._provenance, self._on_step = provenance, on_step
         code = provenance.code if provenance is not None else UserCode()
-        self._instruments = Instruments(code)
+        self._instruments = Instruments(code, thorough=shadow)
         self._calls = Calls(code, lambda: self._monitor, self._is_looking, self._instruments.cast_of)
         looking = (*self._instruments.all, *self._calls.instruments)
-        self._probe = OperationProbe(looking) if probe else None
+        self._probe = OperationProbe(looking, at=look_at, always=shadow) if probe or shadow else None
         self._monitor = StepMonitor(
             Schedule(every=every, budget=budget, stride=stride),
             watch=watch,
@@ -97,8 +102,9 @@ class Doctor:
         )
         self._registry = Registry(model, provenance)
         self._ties = TieWatch(code, provenance)
-        self._usage = Usage() if probe else None
+        self._usage = Usage() if self._probe is not None else None
         self._compile = CompileWatch(self._on_compile)
+        self._evaluation = EvaluationWatch(self._on_evaluation)
         self._future: dict[int, dict[int, tuple[tuple[int, float], ...]]] = {}
         self._backward: Backward | None = None
         self._walks: list[tuple[bool, set[int], set[int], set[str]]] = []
@@ -133,6 +139,7 @@ class Doctor:
         self._monitor.detach()
         self._calls.detach()
         self._compile.detach()
+        self._evaluation.detach()
         self._ties.homes.detach()
         if self._usage is not None:
             self._usage.stop()
@@ -155,6 +162,7 @@ class Doctor:
             self._usage.start()
             self._probe.attach()
             self._compile.attach()
+            self._evaluation.attach()
         if self._provenance is not None:
             self._provenance.on_backward(self._on_backward)
         return self
@@ -174,6 +182,10 @@ class Doctor:
             self._usage.compiling()
             self._probe.compiling()
 
+    def _on_evaluation(self) -> None:
+        if self._probe is not None:
+            self._probe.rouse("evaluation")
+
     def _on_lane(self, lane: Lane) -> None:
         for reference in lane.parameters:
             if not self._registry.bind(reference):
@@ -190,7 +202,6 @@ class Doctor:
             self._monitor.quietly(lambda: self._ties.look(self._registry.models, self._monitor.steps))
 
     def _after_step(self, steps: int) -> None:
-        self._calls.stepped(steps)
         if self._probe is not None and self._instruments.reads_at(steps):
             self._monitor.quietly(lambda: self._instruments.read(steps))
         self._calls.stepped(steps)
@@ -243,7 +254,7 @@ class Doctor:
             shadow = self._instruments.shadow
             self._monitor.quietly(lambda: shadow.losses(losses, self._monitor.steps, place))
         elif any(map(_is_lost, losses)):
-            self._probe.rouse()
+            self._probe.rouse("a loss that is not finite")
 
     def _resolve_walks(self) -> None:
         """Turn the leaves that the first backward passes reached into names, while they live."""

@@ -51,19 +51,23 @@ def scan(
     every: int | None = None,
     watch: int | None = None,
     probe: bool = True,
+    shadow: bool = False,
+    look_at: int | None = None,
     progress: Callable[[int], None] | None = None,
     intervention: Intervention | None = None,
 ) -> Evidence:
     """Run a program in this process under observation and return what was seen.
 
     ``target`` is a script, with ``module`` a module, else a console command on PATH. The script is stopped
-    after ``steps`` optimizer steps, None lets it run to its end. ``progress`` is called with 0 at the start
+    after ``steps`` optimizer steps, None lets it run to its end. ``every``, ``watch``, ``probe``, ``shadow``
+    and ``look_at`` are those of `Doctor`. ``progress`` is called with 0 at the start
     and with the number of steps after each. ``intervention`` is in force from the import of torch on, and
     what it raises it raises in the script. Whatever the script does is told by `Run.ended`, its traceback
     is printed; only `TargetError` is raised, where there is nothing to run.
     """
     program = from_module(target) if module else from_path(target)
-    observer = _Observer(program.own, steps, every, watch, probe, progress, intervention)
+    options = {"every": every, "watch": watch, "probe": probe, "shadow": shadow, "look_at": look_at}
+    observer = _Observer(program.own, steps, options, progress, intervention)
     started, start, process = datetime.datetime.now().astimezone(), time.perf_counter(), os.getpid()
     if progress is not None:
         progress(0)
@@ -201,15 +205,13 @@ class _Observer:
         self,
         own: tuple[Path, ...],
         steps: int | None,
-        every: int | None,
-        watch: int | None,
-        probe: bool,
+        options: dict[str, Any],
         progress: Callable[[int], None] | None,
         intervention: Intervention | None,
     ) -> None:
         #: the steps asked for were made
         self.stopped = False
-        self._own, self._every, self._watch, self._probe = own, every, watch, probe
+        self._own, self._options = own, options
         self._steps, self._progress, self._process = steps, progress, os.getpid()
         self._intervention = intervention
         self._doctor: Doctor | None = None
@@ -261,12 +263,10 @@ class _Observer:
 
             provenance = self._stack.enter_context(Provenance(own=self._own))
             doctor = Doctor(
-                every=self._every,
-                watch=self._watch,
+                **self._options,
                 budget=_BUDGET,
                 stride=1,
                 memory=_MEMORY,
-                probe=self._probe,
                 provenance=provenance,
                 on_step=self._on_step,
             )

@@ -14,7 +14,7 @@ from precdoctor.cli.deliver import SCRIPT_FAILED, deliver, write
 from precdoctor.cli.options import CountOrAll, Output, judging_options, program_arguments
 
 if TYPE_CHECKING:
-    from precdoctor.evidence import Run
+    from precdoctor.evidence import Evidence, Run
 
 
 @click.command(
@@ -49,10 +49,22 @@ Exit code: 0 no finding at or above --fail-on, 1 such a finding, 2 wrong usage,
     "--watch", type=CountOrAll(), metavar="K|all", help="Elements to watch per tensor. Default: by size."
 )
 @click.option(
-    "--probe/--no-probe",
+    "--probe",
+    type=click.Choice(["brief", "shadow", "off"]),
+    default="brief",
+    show_default=True,
+    help="Look at single operations in the first steps and now and then later; in all steps, each beside the "
+    "same in float64, which is slow; or not at all.",
+)
+@click.option("--no-probe", "probe", flag_value="off", help="The same as --probe off.")
+@click.option(
+    "--look-at", type=click.IntRange(min=0), metavar="N", help="Look at the operations after N steps as well."
+)
+@click.option(
+    "--retake/--no-retake",
     default=True,
     show_default=True,
-    help="Note in the first steps which modules run.",
+    help="Run the script once more, where its loss turned inf or NaN unwatched, to look at that step.",
 )
 @judging_options
 @click.option("--save", type=Output(), metavar="F", help="Write the evidence, to be judged again later.")
@@ -67,7 +79,9 @@ def scan(
     steps: int,
     every: int | None,
     watch: int | None,
-    probe: bool,
+    probe: str,
+    look_at: int | None,
+    retake: bool,
     save: Path | None,
     **judging: Any,
 ) -> None:
@@ -88,12 +102,17 @@ def scan(
                 steps=steps or None,
                 every=every,
                 watch=watch,
-                probe=probe,
+                probe=probe != "off",
+                shadow=probe == "shadow",
+                look_at=look_at,
                 progress=progress,
             )
     except TargetError as error:
         raise click.UsageError(str(error), context) from None
-    click.echo(f"precdoctor: {_ending(evidence.run)}\n", err=True)
+    click.echo(f"precdoctor: {_ending(evidence.run)}", err=True)
+    if retake:
+        evidence = _again(evidence, module)
+    click.echo(err=True)
     if save is not None:
         from precdoctor import evidence as records
 
@@ -121,6 +140,24 @@ def reproduce(context: click.Context, /, name: str, out: Path | None, quick: boo
     from precdoctor import reproduce as scenarios
 
     context.exit(scenarios.reproduce(name, out=out, quick=quick))
+
+
+def _again(evidence: Evidence, module: bool) -> Evidence:
+    """Return the evidence with what a second run has shown, where one is needed."""
+    from precdoctor import retake
+
+    step = retake.wanted(evidence)
+    if step is None or evidence.run.ended == "interrupted":
+        return evidence
+    click.echo(
+        f"precdoctor: the loss is {evidence.losses[-1][1]} after {step:,} steps, and what made it was not "
+        "seen: running the script again to look at that step (--no-retake leaves that out)",
+        err=True,
+    )
+    try:
+        return retake.retake(evidence, step, module=module)
+    except KeyboardInterrupt:
+        return evidence
 
 
 @contextmanager

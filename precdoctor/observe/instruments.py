@@ -25,7 +25,7 @@ from precdoctor.observe.shadow.watch import ShadowWatch
 class Instruments:
     """The instruments, in the order in which they look at an operation."""
 
-    def __init__(self, code: UserCode) -> None:
+    def __init__(self, code: UserCode, *, thorough: bool = False) -> None:
         self.quantizers = QuantizerWatch(code)
         self.clipping = ClippingWatch(code, lambda t: self.quantizers.lineage.made(t) is not None)
         self.predictions = PredictionWatch(code)
@@ -33,7 +33,8 @@ class Instruments:
         self.randoms = RandomWatch(code)
         self.accumulations = AccumulationWatch(code, self.quantizers.lineage)
         self.gradients = GradientWatch(code, self.accumulations.book.marks)
-        self.shadow = ShadowWatch(code, lambda t: self.quantizers.lineage.made(t) is not None)
+        lineage = self.quantizers.lineage
+        self.shadow = ShadowWatch(code, lambda t: lineage.made(t) is not None, thorough=thorough)
 
     @property
     def all(self) -> tuple[Instrument, ...]:

@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
@@ -29,18 +30,27 @@ _WAKES = frozenset(int(step * 10**power) for power in (1, 2, 3, 4, 5) for step i
 _AWAKE = 2
 #: operations looked at in one step; a longer step is seen up to there
 _MOST_OPERATIONS = 100_000
-#: times that it wakes for an event, and operations that it looks at then within one step
-_MOST_ROUSED, _ROUSED_OPERATIONS = 3, 10_000
+#: times that it wakes for each kind of event, and operations that it looks at then within one step
+_MOST_ROUSED, _ROUSED_OPERATIONS = 3, 20_000
+#: operations after which the time is looked at within a step
+_CHECKED = 1_000
 
 
 class OperationProbe:
     """Awake during the first steps and now and then later; `step_begins` and `step_ended` tell it when.
 
-    ``share`` is the part of the run's wall time, beyond ``seconds`` of it, that looking may take.
+    ``share`` is the part of the run's wall time, beyond ``seconds`` of it, that looking may take. ``at`` is
+    a step that is looked at whatever the time; with ``always`` all are.
     """
 
     def __init__(
-        self, instruments: Sequence[Instrument], *, share: float = 0.5, seconds: float = 3.0
+        self,
+        instruments: Sequence[Instrument],
+        *,
+        share: float = 0.5,
+        seconds: float = 3.0,
+        at: int | None = None,
+        always: bool = False,
     ) -> None:
         self.instruments = tuple(instruments)
         #: what could not be seen and why, in sentences
@@ -48,6 +58,7 @@ class OperationProbe:
         #: wall seconds spent looking
         self.seconds = 0.0
         self._share, self._grace = share, seconds
+        self._at, self._always = at, always
         self._scopes = Scopes(self._settle)
         #: the mode of each thread that entered one
         self._local = _Entered()
@@ -55,8 +66,11 @@ class OperationProbe:
         self._home = 0
         self._dormant, self._ended = True, False
         self._in_step = self._seen_any = False
-        self._paused = self._roused = 0
-        self._steps = self._operations = 0
+        self._paused = 0
+        self._roused = Counter[str]()
+        #: operations looked at in this step; it woke in the middle of it, or has looked for too long
+        self._operations, self._woken, self._tired = 0, False, False
+        self._steps = 0
         self._until = _FIRST_STEPS
         self._start = time.perf_counter()
 
@@ -132,14 +146,14 @@ class OperationProbe:
         if self._ended and mine.mode is None:
             self._scopes.detach()
 
-    def rouse(self) -> None:
+    def rouse(self, event: str) -> None:
         """Wake now, for this step and those after it: something has happened. A few times, for a while."""
-        if self._ended or self._roused >= _MOST_ROUSED or not self._at_home or not self._dormant:
+        if self._ended or not self._at_home or not self._dormant or self._roused[event] >= _MOST_ROUSED:
             return
-        self._roused += 1
+        self._roused[event] += 1
         self._until = max(self._until, self._steps + 1 + _AWAKE)
         # steps that are left out again and again never end
-        self._operations = max(self._operations, _MOST_OPERATIONS - _ROUSED_OPERATIONS)
+        self._operations, self._woken = 0, True
         if not self._in_step and not self._overspent():
             self._wake()
 
@@ -164,13 +178,28 @@ class OperationProbe:
             self._sleep()
         if steps == self._steps or self._ended:
             return
-        self._steps, self._operations = steps, 0
-        if steps in _WAKES:
+        self._steps, self._operations, self._woken, self._tired = steps, 0, False, False
+        if steps in _WAKES or self._is_wanted(steps):
             self._until = max(self._until, steps + _AWAKE)
-        if steps < self._until and not self._overspent():
+        if steps < self._until and (self._is_wanted(steps) or not self._overspent()):
             self._wake()
         else:
             self._sleep()
+
+    def _is_wanted(self, steps: int) -> bool:
+        """Tell whether somebody asked for a look at a step, and so at what leads to it."""
+        return self._always or (self._at is not None and self._at - 1 <= steps <= self._at)
+
+    def _has_seen_enough(self) -> bool:
+        """Tell whether the rest of this step is left out, for its length or for the time it takes."""
+        if self._is_wanted(self._steps):
+            return False
+        self._operations += 1
+        self._tired |= self._operations % _CHECKED == 0 and self._overspent()
+        most = _ROUSED_OPERATIONS if self._woken else _MOST_OPERATIONS
+        if self._operations > most:
+            self.limits[f"of steps with over {most:,} operations the rest is not looked at"] = None
+        return self._tired or self._operations > most
 
     def _overspent(self) -> bool:
         elapsed = time.perf_counter() - self._start
@@ -186,12 +215,8 @@ class OperationProbe:
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], frame: FrameType) -> Any:
         """Run an operation and look at it."""
         start = time.perf_counter()
-        self._operations += 1
         self._seen_any = True
-        if self._operations > _MOST_OPERATIONS:
-            self.limits[f"of steps with over {_MOST_OPERATIONS:,} operations the rest is not looked at"] = (
-                None
-            )
+        if self._has_seen_enough():
             return func(*args, **kwargs)
         self._paused += 1
         try:

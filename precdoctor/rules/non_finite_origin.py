@@ -57,8 +57,8 @@ class NonFiniteOrigin(Rule):
     ## Blind spots
 
     Forward passes and the user's own code, in the steps in which the operation probe is awake (0, 1, 2, 5,
-    10, 15, ..., and after a loss that is not finite). Gradients that overflow in backward are the business
-    of loss scaling.
+    10, 15, ..., in evaluations, and where a script was run again to look at the step in which its loss
+    turned inf or NaN). Gradients that overflow in backward are the business of loss scaling.
 
     ## Remedies
 
@@ -82,11 +82,9 @@ class NonFiniteOrigin(Rule):
         sites = exactness(evidence).non_finite
         own = [site for site in sites if not (site.mask or _sums(site))]
         found = [cls._at(foremost(members, evidence), evidence) for members in by_line(own)]
-        explained = any(_explains(site, evidence) for site in sites) or any(
-            rule.criterion(evidence) for rule in (VanishingEpsilon, GradientOverflow)
-        )
-        if stays_non_finite(evidence) and not explained:
-            found.append(cls._unseen(evidence))
+        since = unseen_since(evidence)
+        if since is not None:
+            found.append(cls._unseen(evidence, since))
         return [finding for finding in found if finding is not None]
 
     @classmethod
@@ -125,8 +123,7 @@ class NonFiniteOrigin(Rule):
         )
 
     @classmethod
-    def _unseen(cls, evidence: Evidence) -> Finding:
-        step = first_non_finite_step(evidence) or 0
+    def _unseen(cls, evidence: Evidence, step: int) -> Finding:
         value = evidence.losses[-1][1]
         place = evidence.backward.place if evidence.backward is not None else None
         ill = [p for p in evidence.parameters if p.weight is not None and p.weight.non_finite]
@@ -142,12 +139,7 @@ class NonFiniteOrigin(Rule):
             locations=locations([], [place]),
             measured={"first_step": step},
             prescriptions=ranked(
-                [
-                    (
-                        "look-earlier",
-                        f"look at every operation of the steps before {step:,}: --steps {step + 1}",
-                    )
-                ]
+                [("look-earlier", f"look at what leads to that step: precdoctor scan --look-at {step}")]
             ),
         )
 
@@ -159,3 +151,14 @@ def _sums(site: NonFinite) -> bool:
 def _explains(site: NonFinite, evidence: Evidence) -> bool:
     """Tell whether a site, of this rule or another, is where the loss's NaN comes from, or may be."""
     return spoils_loss(site, evidence) or site.kind != "undefined"
+
+
+def unseen_since(evidence: Evidence) -> int | None:
+    """Return the steps made before a loss that stays inf or NaN for no reason that was seen, else None."""
+    if not stays_non_finite(evidence):
+        return None
+    if any(_explains(site, evidence) for site in exactness(evidence).non_finite):
+        return None
+    if any(rule.criterion(evidence) for rule in (VanishingEpsilon, GradientOverflow)):
+        return None
+    return first_non_finite_step(evidence)

@@ -141,6 +141,81 @@ def test_a_step_with_very_many_operations_is_seen_up_to_there(
     assert list(probe.limits) == ["of steps with over 5 operations the rest is not looked at"]
 
 
+def test_wakes_in_the_middle_of_a_step_when_told_so(probed: tuple[OperationProbe, Seen]) -> None:
+    probe, seen = probed
+    for number in range(1, 24):
+        step(probe, number)
+    assert seen.steps[-1] < 23
+    probe.rouse("an event")
+    torch.ones(2).exp()
+    assert ("aten::exp", 23, False) in seen.operations
+    for number in range(24, 30):
+        step(probe, number)
+    assert [at for at in seen.steps if at > 22] == [23, 24, 25]
+
+
+def test_wakes_for_each_kind_of_event_a_few_times(probed: tuple[OperationProbe, Seen]) -> None:
+    probe, seen = probed
+    for number in range(1, 500):
+        step(probe, number)
+        if number > 300 and number % 10 == 5:
+            probe.rouse("a noisy event")
+        if number == 450:
+            probe.rouse("another")
+    woken = {at for at in seen.steps if at > 305}
+    assert 315 in woken
+    assert 365 not in woken
+    assert 450 in woken
+
+
+def test_looks_at_a_step_that_is_asked_for_however_long_that_takes() -> None:
+    seen = Seen()
+    probe = OperationProbe([seen], share=0.0, seconds=0.0, at=18)
+    probe.attach()
+    for number in range(1, 30):
+        step(probe, number)
+    probe.detach()
+    assert {17, 18} <= set(seen.steps)
+    assert 10 not in seen.steps
+
+
+def test_looks_at_all_steps_where_asked_to() -> None:
+    seen = Seen()
+    probe = OperationProbe([seen], share=0.0, seconds=0.0, always=True)
+    probe.attach()
+    for number in range(1, 30):
+        step(probe, number)
+    probe.detach()
+    assert seen.steps == list(range(29))
+
+
+def test_a_step_is_left_when_looking_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("precdoctor.observe.probe._CHECKED", 10)
+    seen = Seen()
+    probe = OperationProbe([seen], share=0.0, seconds=0.0)
+    probe.attach()
+    step(probe, 1, lambda: [torch.ones(1) for _ in range(50)])
+    probe.detach()
+    assert len(seen.operations) == 9
+    assert "fewer steps" in next(iter(probe.limits))
+
+
+def test_an_evaluation_wakes_it() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    original = nn.Module.eval
+    with Doctor(model, optimizer, probe=True) as doctor:
+        train(model, optimizer, 25)
+        probe = doctor._probe
+        assert probe is not None
+        assert not probe.awake
+        model.eval()
+        assert probe.awake
+    assert nn.Module.eval is original
+    assert depth() == 0
+
+
 def test_looking_stops_when_it_takes_too_much_of_the_time() -> None:
     seen = Seen()
     probe = OperationProbe([seen], share=0.0, seconds=-1.0)

@@ -43,11 +43,12 @@ _NARROW = (torch.float16, torch.bfloat16)
 class ShadowWatch:
     """Follows values in float64; an instrument of the operation probe.
 
-    ``is_made`` tells whether a tensor is a trained parameter, or made from such and constants alone.
+    ``is_made`` tells whether a tensor is a trained parameter, or made from such and constants alone;
+    ``thorough`` follows values of all formats in all steps, however long that takes.
     """
 
-    def __init__(self, code: UserCode, is_made: Callable[[Tensor], bool]) -> None:
-        self._code = code
+    def __init__(self, code: UserCode, is_made: Callable[[Tensor], bool], *, thorough: bool = False) -> None:
+        self._code, self._thorough = code, thorough
         self._table = ShadowTable()
         self._marks = Marks(is_made, self._table)
         self._infinite = InfinityWatch(self._marks.is_weight)
@@ -163,6 +164,8 @@ class ShadowWatch:
             return False
         if look.moves and not _narrows(look, outs):
             return True
+        if self._thorough:
+            return False
         return look.step >= _EARLY and not any(t.dtype in _NARROW for t in (*look.inputs, *outs))
 
     def _restart(self, look: Look, outs: Sequence[Tensor]) -> None:
@@ -203,7 +206,7 @@ class ShadowWatch:
             self._infinite.forget(tensor)
 
     def _is_overspent(self) -> bool:
-        if self._seconds <= _SECONDS:
+        if self._thorough or self._seconds <= _SECONDS:
             return False
         elapsed = time.process_time() - self._began
         if self._seconds <= _SECONDS + _SHARE * (elapsed - self._seconds):
