@@ -20,24 +20,24 @@ from torch import Tensor, nn
 from precdoctor.evidence import Backward, Cast, Evidence, Forward, Parameter, Place, Run
 from precdoctor.observe import assemble
 from precdoctor.observe.calls import Calls
-from precdoctor.observe.compiling import CompileWatch
-from precdoctor.observe.evaluation import EvaluationWatch
 from precdoctor.observe.frames import Spot, UserCode
 from precdoctor.observe.graph import reach
 from precdoctor.observe.instruments import Instruments
-from precdoctor.observe.lane import Lane
 from precdoctor.observe.models import Usage
-from precdoctor.observe.probe import OperationProbe
+from precdoctor.observe.probe.compiling import CompileWatch
+from precdoctor.observe.probe.evaluation import EvaluationWatch
+from precdoctor.observe.probe.probe import OperationProbe
+from precdoctor.observe.provenance.source import Source
 from precdoctor.observe.registry import Registry
-from precdoctor.observe.schedules import future, live_schedulers
-from precdoctor.observe.source import Source
-from precdoctor.observe.steps import Record, Schedule, StepMonitor, apart
-from precdoctor.observe.ties import TieWatch
+from precdoctor.observe.steps.lane import Lane
+from precdoctor.observe.steps.monitor import Record, Schedule, StepMonitor, apart
+from precdoctor.observe.steps.schedules import future, live_schedulers
+from precdoctor.observe.steps.wrapping import inner
+from precdoctor.observe.ties.watch import TieWatch
 from precdoctor.observe.watch import is_plain
-from precdoctor.observe.wrapping import inner
 
 if TYPE_CHECKING:
-    from precdoctor.observe.provenance import Provenance
+    from precdoctor.observe.provenance.recorder import Provenance
     from precdoctor.report import Report
 
 #: optimizer steps (observed ones) at which models, masters and orphans are looked at again

@@ -26,7 +26,7 @@ from precdoctor.program import TargetError, as_main, from_module, from_path
 
 if TYPE_CHECKING:
     from precdoctor.doctor import Doctor
-    from precdoctor.observe.provenance import Provenance
+    from precdoctor.observe.provenance.recorder import Provenance
     from precdoctor.remedies.intervention import Intervention
 
 
@@ -259,7 +259,7 @@ class _Observer:
     def _observe(self) -> None:
         try:
             from precdoctor.doctor import Doctor
-            from precdoctor.observe.provenance import Provenance
+            from precdoctor.observe.provenance.recorder import Provenance
 
             provenance = self._stack.enter_context(Provenance(own=self._own))
             doctor = Doctor(

@@ -21,9 +21,9 @@ from precdoctor.evidence import (
     Weight,
 )
 from precdoctor.observe.frames import Spot
-from precdoctor.observe.lane import Lane
 from precdoctor.observe.registry import Identity, OptimizerIdentity, Registry
-from precdoctor.observe.steps import Record, StepMonitor
+from precdoctor.observe.steps.lane import Lane
+from precdoctor.observe.steps.monitor import Record, StepMonitor
 
 #: share of stored results that may depart from the replay before the replay is given up as wrong
 _MISMATCH = 0.2

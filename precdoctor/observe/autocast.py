@@ -19,8 +19,8 @@ import torch
 
 from precdoctor.evidence import Place, Product, Region
 from precdoctor.observe.frames import Spot, UserCode
-from precdoctor.observe.operations import Operation
 from precdoctor.observe.patches import Patches
+from precdoctor.observe.probe.operations import Operation
 
 #: regions kept, by the lines that make and enter them
 _REGIONS = 256

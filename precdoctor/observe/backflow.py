@@ -16,8 +16,8 @@ from torch import Tensor
 
 from precdoctor.evidence import GradientFlow, GradientLoss, Place
 from precdoctor.observe.frames import Spot, UserCode
-from precdoctor.observe.operations import Operation, tensors_in
-from precdoctor.observe.origins import Marks
+from precdoctor.observe.lineage.origins import Marks
+from precdoctor.observe.probe.operations import Operation, tensors_in
 from precdoctor.observe.watch import is_plain
 
 #: operations that are linear in gradients, whose results can be compared with float32's; of the last ones

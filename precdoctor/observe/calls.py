@@ -12,9 +12,9 @@ from precdoctor.observe.autocast import RegionWatch
 from precdoctor.observe.checkpoints import CheckpointWatch
 from precdoctor.observe.frames import Spot, UserCode
 from precdoctor.observe.models import Models
-from precdoctor.observe.operations import Instrument
-from precdoctor.observe.scaling import ScalingWatch
-from precdoctor.observe.steps import StepMonitor
+from precdoctor.observe.probe.operations import Instrument
+from precdoctor.observe.scaling.watch import ScalingWatch
+from precdoctor.observe.steps.monitor import StepMonitor
 
 
 class Calls:

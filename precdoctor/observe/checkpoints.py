@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from precdoctor.evidence import Place, Snapshot
 from precdoctor.observe.frames import Spot, UserCode
 from precdoctor.observe.patches import Patches
-from precdoctor.observe.scaled import parameters_of
+from precdoctor.observe.scaling.scaled import parameters_of
 from precdoctor.observe.watch import Watch, is_plain
 
 #: elements of a weight that are compared; tensors and levels of what is saved that are looked at

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from precdoctor.evidence import Counter, Place
 from precdoctor.observe.frames import Spot
-from precdoctor.observe.origins import LOW
+from precdoctor.observe.lineage.origins import LOW
 
 #: parameters whose counters are read, of one optimizer, and readings kept of each
 _MOST, _READINGS = 16, 4096

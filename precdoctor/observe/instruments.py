@@ -8,18 +8,18 @@ from typing import Any
 from torch import Tensor
 
 from precdoctor.evidence import Place
-from precdoctor.observe.accumulation import AccumulationWatch
 from precdoctor.observe.backflow import GradientWatch
-from precdoctor.observe.clipping import ClippingWatch
 from precdoctor.observe.frames import Spot, UserCode
-from precdoctor.observe.integers import IntegerWatch
-from precdoctor.observe.made import Made
+from precdoctor.observe.integers.watch import IntegerWatch
+from precdoctor.observe.lineage.made import Made
 from precdoctor.observe.models import Models
-from precdoctor.observe.operations import Instrument
 from precdoctor.observe.predictions import PredictionWatch
-from precdoctor.observe.quantizers import QuantizerWatch
+from precdoctor.observe.probe.operations import Instrument
+from precdoctor.observe.quantizers.clipping import ClippingWatch
+from precdoctor.observe.quantizers.watch import QuantizerWatch
 from precdoctor.observe.randoms import RandomWatch
 from precdoctor.observe.shadow.watch import ShadowWatch
+from precdoctor.observe.sums.watch import AccumulationWatch
 
 
 class Instruments:

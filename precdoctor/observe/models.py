@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from precdoctor.observe.forwards import CALL, Forwards
+from precdoctor.observe.probe.forwards import CALL, Forwards
 from precdoctor.observe.watch import is_plain
 
 #: prefixes that wrappers put in front of names

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from precdoctor.evidence import Place, Predicted, Predictions
 from precdoctor.observe.frames import Spot, UserCode
-from precdoctor.observe.operations import Operation
+from precdoctor.observe.probe.operations import Operation
 from precdoctor.observe.watch import is_plain
 
 #: positions sampled of one loss; fewer where there are many classes, so that no more logits are compared

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from precdoctor.evidence import CoarseUniform, Place
-from precdoctor.observe.forwards import innermost_module
 from precdoctor.observe.frames import Spot, UserCode
-from precdoctor.observe.made import Memory, storage_key
+from precdoctor.observe.lineage.made import Memory, storage_key
 from precdoctor.observe.models import Models
-from precdoctor.observe.operations import Operation
+from precdoctor.observe.probe.forwards import innermost_module
+from precdoctor.observe.probe.operations import Operation
 from precdoctor.observe.watch import is_plain
 
 _LOW = (torch.float16, torch.bfloat16)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from precdoctor.evidence import Cast, Place
 from precdoctor.observe.models import Models, Owner, place_in
-from precdoctor.observe.provenance import Provenance
+from precdoctor.observe.provenance.recorder import Provenance
 from precdoctor.observe.watch import Watch, is_plain
 
 #: elements compared to recognise the rounded copy of a master, and to see whether an orphan moves

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from precdoctor.formats import BlockFormat
-    from precdoctor.observe.made import Root
+    from precdoctor.observe.lineage.made import Root
     from precdoctor.remedies.quantized_use import QuantizedUse
 
 #: codes up to which a weight counts as one of 4 bits

@@ -10,7 +10,7 @@ from precdoctor.remedies.remedy import Dose, Remedy
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from precdoctor.observe.made import Root
+    from precdoctor.observe.lineage.made import Root
     from precdoctor.remedies.quantized_use import QuantizedUse
 
 

@@ -20,9 +20,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from precdoctor.observe.frames import UserCode
-from precdoctor.observe.lineage import Lineage
-from precdoctor.observe.made import CannotRemake, Made, Root, remade
-from precdoctor.observe.operations import Operation
+from precdoctor.observe.lineage.lineage import Lineage
+from precdoctor.observe.lineage.made import CannotRemake, Made, Root, remade
+from precdoctor.observe.probe.operations import Operation
 from precdoctor.observe.watch import is_plain
 from precdoctor.remedies.intervention import Intervention
 from precdoctor.remedies.quantized_use import QuantizedUse, use_of

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from precdoctor.observe.graph import route
-from precdoctor.observe.made import Made, Ref, Root
+from precdoctor.observe.lineage.made import Made, Ref, Root
 
 if TYPE_CHECKING:
     from precdoctor.remedies.following import Follower

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from precdoctor.observe.made import Root
+from precdoctor.observe.lineage.made import Root
 from precdoctor.observe.models import Models
 from precdoctor.remedies.following import Follower
 from precdoctor.remedies.quantized_use import QuantizedUse

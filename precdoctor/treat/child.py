@@ -49,7 +49,7 @@ class Run(Intervention):
     def __enter__(self) -> Run:
         import torch
 
-        from precdoctor.observe.steps import StepMonitor
+        from precdoctor.observe.steps.monitor import StepMonitor
         from precdoctor.treat.gauges import Clock, Memory
 
         self.main = getattr(sys.modules["__main__"], "__file__", None)

@@ -18,9 +18,9 @@ from precdoctor.doctor import Doctor
 from precdoctor.evidence import Predictions
 from precdoctor.observe import predictions
 from precdoctor.observe.frames import UserCode
-from precdoctor.observe.operations import Operation
 from precdoctor.observe.predictions import PredictionWatch, foretold
-from tests.observe.test_syncs import Waits
+from precdoctor.observe.probe.operations import Operation
+from tests.observe.steps.test_syncs import Waits
 from tests.reference import predictions as reference
 
 TOKENS = 11

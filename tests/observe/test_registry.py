@@ -8,7 +8,7 @@ from torch import nn
 from precdoctor.doctor import Doctor
 from precdoctor.evidence import Evidence
 from precdoctor.observe.models import Models, stripped
-from tests.observe.test_steps import backward, small
+from tests.observe.steps.test_monitor import backward, small
 
 
 def test_strips_what_wrappers_put_in_front() -> None:

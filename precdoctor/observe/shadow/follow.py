@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from precdoctor.observe.made import storage_key
-from precdoctor.observe.operations import tensors_in
+from precdoctor.observe.lineage.made import storage_key
+from precdoctor.observe.probe.operations import tensors_in
 from precdoctor.observe.shadow.digits import DigitWatch, measured
 from precdoctor.observe.shadow.infinite import InfinityWatch, is_finite
 from precdoctor.observe.shadow.kinds import Kind

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from precdoctor.observe.frames import Spot
-from precdoctor.observe.made import Memory, storage_key
+from precdoctor.observe.lineage.made import Memory, storage_key
 from precdoctor.observe.shadow.look import Look
 from precdoctor.observe.shadow.sites import NonFiniteSite
 from precdoctor.observe.shadow.table import TooLarge, actual, replay

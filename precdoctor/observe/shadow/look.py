@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from precdoctor.observe.forwards import innermost_module
 from precdoctor.observe.frames import Spot, UserCode
-from precdoctor.observe.operations import Operation, tensors_in
+from precdoctor.observe.probe.forwards import innermost_module
+from precdoctor.observe.probe.operations import Operation, tensors_in
 from precdoctor.observe.shadow.kinds import Kind
 from precdoctor.observe.watch import is_plain
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from precdoctor.observe.frames import Spot
-from precdoctor.observe.made import Memory, storage_key
+from precdoctor.observe.lineage.made import Memory, storage_key
 from precdoctor.observe.shadow.look import Look
 from precdoctor.observe.shadow.table import ShadowTable
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from precdoctor.observe.frames import Spot
-from precdoctor.observe.made import Memory, storage_key
+from precdoctor.observe.lineage.made import Memory, storage_key
 
 if TYPE_CHECKING:
     from precdoctor.observe.shadow.sites import Site

@@ -19,9 +19,9 @@ from torch import Tensor
 from precdoctor.evidence import Place
 from precdoctor.evidence.exactness import Exactness
 from precdoctor.observe.frames import Spot, UserCode
-from precdoctor.observe.made import storage_key
+from precdoctor.observe.lineage.made import storage_key
 from precdoctor.observe.models import Models
-from precdoctor.observe.operations import Operation, tensors_in
+from precdoctor.observe.probe.operations import Operation, tensors_in
 from precdoctor.observe.shadow.digits import DigitWatch, hurt_of, measured
 from precdoctor.observe.shadow.follow import Follower, is_parameter
 from precdoctor.observe.shadow.infinite import LARGEST, InfinityWatch, is_finite

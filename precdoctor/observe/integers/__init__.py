@@ -1,0 +1,1 @@
+"""Integers in formats that can't hold them, and what they are used for."""

@@ -1,0 +1,1 @@
+"""What is made from parameters and constants, and from what."""

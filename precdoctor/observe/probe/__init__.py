@@ -1,0 +1,1 @@
+"""The operation probe: every operation of a few steps."""

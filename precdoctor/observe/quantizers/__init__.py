@@ -1,0 +1,1 @@
+"""Weights on their way through a quantizer, and data that is clipped."""

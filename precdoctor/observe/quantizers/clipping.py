@@ -1,0 +1,212 @@
+"""Clipping of data on its way onto a grid: how much of what a quantizer gets lies beyond its range.
+
+A clamp and a rounding belong together where one follows the other with nothing but scaling between. What
+rounds to a sign only has no range to leave.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from precdoctor.evidence import DataQuantizer, Place
+from precdoctor.observe.frames import Spot, UserCode
+from precdoctor.observe.lineage.made import Memory, storage_key
+from precdoctor.observe.models import Models
+from precdoctor.observe.probe.forwards import CALL
+from precdoctor.observe.probe.operations import Operation
+from precdoctor.observe.watch import is_plain
+
+_CLAMPS = ("aten::clamp", "aten::clamp_", "aten::clip", "aten::clip_", "aten::hardtanh", "aten::hardtanh_")
+_ROUNDS = ("aten::round", "aten::round_", "aten::floor", "aten::floor_")
+_SCALINGS = frozenset(
+    f"aten::{name}{suffix}"
+    for name in ("mul", "div", "add", "sub", "neg", "clone", "_to_copy", "rsub")
+    for suffix in ("", "_")
+)
+#: elements of a tensor from which it is looked at: fewer say nothing of a share
+_FEWEST = 32
+
+
+@dataclass(slots=True)
+class _Site:
+    spot: Spot | None
+    module: weakref.ref[nn.Module] | None
+    name: str = ""
+    #: (step, share of the values other than 0 that were clipped, share not finite)
+    seen: list[tuple[int, float, float]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Clamped:
+    """A tensor that a clamp gave, and what it did; or one that was rounded and not yet clamped."""
+
+    memory: Memory
+    clipped: float | None
+    #: values other than 0 before it
+    filled: float
+    spot: Spot | None
+
+
+class ClippingWatch:
+    """Looks for data quantizers in the forward passes of modules; an instrument of the operation probe."""
+
+    def __init__(self, code: UserCode, is_weight: Callable[[Tensor], bool]) -> None:
+        self._code, self._is_weight = code, is_weight
+        self._clamped: dict[int, _Clamped] = {}
+        self._rounded: dict[int, _Clamped] = {}
+        self._sites: dict[tuple[Spot | None, int], _Site] = {}
+
+    # ------------------------------------------------------------------ told by the probe
+
+    def before(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Nothing: what is written over was seen when it was made."""
+
+    def step_begins(self, *_: Any) -> None:
+        """Forget what lies between operations."""
+        self._clamped.clear()
+        self._rounded.clear()
+
+    def fall_asleep(self) -> None:
+        """Forget what lies between operations."""
+        self.step_begins()
+
+    def after(self, operation: Operation) -> None:
+        """Look at clamps, roundings and what lies between."""
+        if operation.backward:
+            return
+        name = operation.name
+        if name in _CLAMPS:
+            self._clamp(operation)
+        elif name in _ROUNDS or _to_float8(operation):
+            self._round(operation)
+        elif name in _SCALINGS and (self._clamped or self._rounded):
+            self._pass_on(operation)
+        elif "fake_quantize_per_" in name:
+            self._fake(operation)
+
+    # ------------------------------------------------------------------ the operations
+
+    def _clamp(self, operation: Operation) -> None:
+        source, out = _ends(operation)
+        if source is None or out is None or self._is_weight(source):
+            return
+        rest = [*operation.args[1:], operation.kwargs.get("min"), operation.kwargs.get("max")]
+        bounds = [b for b in rest if b is not None]
+        cut, non_finite = _cut(source, out, bounds)
+        rounded = self._rounded.get(storage_key(source))
+        filled = float((source != 0).sum()) if rounded is None else rounded.filled
+        clipped = cut / filled if filled else 0.0
+        if rounded is not None:
+            self._note(operation, clipped, non_finite)
+        else:
+            spot = self._code.innermost(operation.frame)[0]
+            self._clamped[storage_key(out)] = _Clamped(Memory(out), clipped, filled, spot)
+
+    def _round(self, operation: Operation) -> None:
+        source, out = _ends(operation)
+        if source is None or out is None or self._is_weight(source):
+            return
+        clamped = self._clamped.pop(storage_key(source), None)
+        if clamped is not None and clamped.clipped is not None:
+            self._note(operation, clamped.clipped, float((~torch.isfinite(out.float())).float().mean()))
+        else:
+            filled = float((source != 0).sum())  # written over: what rounds to 0 is not counted then
+            self._rounded[storage_key(out)] = _Clamped(Memory(out), None, filled, None)
+
+    def _fake(self, operation: Operation) -> None:
+        source = next((t for t in operation.inputs if t.is_floating_point() and t.numel() > 1), None)
+        mask = next((t for t in operation.outputs if t.dtype == torch.bool), None)
+        if source is None or mask is None or source.numel() < _FEWEST or self._is_weight(source):
+            return
+        filled = source != 0
+        count = float(filled.sum())
+        self._note(operation, float((~mask & filled).sum()) / count if count else 0.0, 0.0)
+
+    def _pass_on(self, operation: Operation) -> None:
+        source, out = _ends(operation)
+        if source is None or out is None:
+            return
+        for table in (self._clamped, self._rounded):
+            known = table.get(storage_key(source))
+            if known is not None:
+                table[storage_key(out)] = _Clamped(Memory(out), known.clipped, known.filled, known.spot)
+
+    def _note(self, operation: Operation, clipped: float, non_finite: float) -> None:
+        module = _module(operation.frame)
+        if module is None or not module.training:  # not in the forward pass of a model that is trained
+            return
+        spot = self._code.innermost(operation.frame)[0]
+        site = self._sites.setdefault((spot, id(module)), _Site(spot, weakref.ref(module)))
+        if site.module is None or site.module() is not module:
+            site.module = weakref.ref(module)
+        site.seen.append((operation.step, clipped, non_finite))
+
+    # ------------------------------------------------------------------ afterwards
+
+    def look(self, models: Models) -> None:
+        """Note the names of the modules while they live."""
+        names = models.module_names() if self._sites else {}
+        for site in self._sites.values():
+            module = site.module() if site.module is not None else None
+            if module is not None:
+                site.name = names.get(id(module), site.name)
+
+    def evidence(self, place: Callable[[Spot | None], Place | None]) -> tuple[DataQuantizer, ...]:
+        """Return what was seen, in the order of first sight."""
+        return tuple(
+            DataQuantizer(
+                module=site.name,
+                place=place(site.spot),
+                seen=len(site.seen),
+                first_step=site.seen[0][0],
+                last_step=site.seen[-1][0],
+                clipped_share_first=site.seen[0][1],
+                clipped_share=max(share for step, share, _ in site.seen if step == site.seen[-1][0]),
+                non_finite_share=site.seen[-1][2],
+            )
+            for site in self._sites.values()
+        )
+
+
+def _ends(operation: Operation) -> tuple[Tensor | None, Tensor | None]:
+    """Return the tensor that goes in and the one that comes out, None where they are not looked at."""
+    source = next((t for t in operation.inputs if is_plain(t) and t.numel() >= _FEWEST), None)
+    out = next((t for t in operation.outputs if is_plain(t)), None)
+    if source is None or out is None or not source.is_floating_point() or out.numel() != source.numel():
+        return None, None
+    return source, out
+
+
+def _cut(source: Tensor, out: Tensor, bounds: list[Any]) -> tuple[float, float]:
+    """Return how many values are cut by a bound other than 0, and the share of those that are not finite."""
+    filled = source != 0
+    moved = source != out if source is not out else filled  # written over: what was there before is gone
+    # a lower bound of 0 is a rectifier; what lies beyond the others is lost range
+    cut = torch.zeros_like(filled)
+    for bound in bounds:
+        if isinstance(bound, Tensor) or bound != 0:
+            cut |= (out == bound) & (out != 0) & moved
+    return float((cut & filled).sum()), float((~torch.isfinite(source)).float().mean())
+
+
+def _to_float8(operation: Operation) -> bool:
+    if operation.name != "aten::_to_copy":
+        return False
+    return any("float8" in str(t.dtype) for t in operation.outputs)
+
+
+def _module(frame: FrameType | None) -> nn.Module | None:
+    """Return the innermost module whose forward is running."""
+    while frame is not None:
+        if frame.f_code is CALL:
+            found = frame.f_locals["self"]
+            return found if isinstance(found, nn.Module) else None
+        frame = frame.f_back
+    return None

@@ -1,0 +1,1 @@
+"""Gradient scalers, scaled gradients, and clipping around them."""

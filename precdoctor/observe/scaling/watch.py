@@ -1,0 +1,344 @@
+"""Gradient scalers: their scale, the steps they leave out, and the order of calls around them.
+
+Methods of torch's scaler, its functions that clip, and ``torch.autograd.backward`` are wrapped while this is
+attached. Nothing is read back from a device but at the first calls, and at every 256th update.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from precdoctor.evidence import Place, Scaler
+from precdoctor.observe.frames import Spot, UserCode
+from precdoctor.observe.lineage.made import storage_key
+from precdoctor.observe.models import Models
+from precdoctor.observe.patches import Patches
+from precdoctor.observe.probe.operations import Operation, tensors_in
+from precdoctor.observe.scaling.clips import Clip, measure
+from precdoctor.observe.scaling.scaled import ScaledGradients, gradients_of, parameters_of
+from precdoctor.observe.scaling.scalers import Bypassed, ScalerHistory, history_of
+from precdoctor.observe.watch import is_plain
+
+#: scalers kept; updates between two looks at what lies on a device
+_SCALERS, _PENDING = 64, 256
+#: gradients that became smaller than this many times 1/scale were divided by hand
+_DIVIDED = 1.5
+
+
+class ScalingWatch:
+    """Watches the scalers of the process; ``quietly`` does something apart from the run.
+
+    ``is_ours`` tells that a step is none of the run's.
+    """
+
+    def __init__(
+        self,
+        code: UserCode,
+        quietly: Callable[[Callable[[], None]], bool],
+        is_ours: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._code, self._quietly, self._is_ours = code, quietly, is_ours
+        self._patches = Patches()
+        self._known: dict[int, ScalerHistory] = {}
+        self._gone: list[ScalerHistory] = []
+        self._gradients = ScaledGradients()
+        self._backward: Spot | None = None
+        self._inside_backward = self._inside_step = self._inside_clip = False
+        self._handle: Any = None
+
+    # ------------------------------------------------------------------ life
+
+    def attach(self) -> None:
+        """Wrap what tells of scaling."""
+        kind = torch.amp.GradScaler
+        self._patches.wrap(kind, "__init__", self._around_init)
+        self._patches.wrap(kind, "scale", self._around_scale)
+        self._patches.wrap(kind, "unscale_", self._around_unscale)
+        self._patches.wrap(kind, "step", self._around_step)
+        self._patches.wrap(kind, "update", self._around_update)
+        self._patches.wrap(kind, "get_scale", self._around_get)
+        clipping = sys.modules["torch.nn.utils.clip_grad"]
+        for name in ("clip_grad_norm_", "clip_grad_value_", "clip_grads_with_norm_"):
+            for module in (torch.nn.utils, clipping):
+                if name in module.__dict__:
+                    self._patches.wrap(module, name, self._around_clip)
+        self._patches.wrap(torch.autograd, "backward", self._around_backward)
+        self._handle = register_optimizer_step_pre_hook(self._before_step)
+
+    def detach(self) -> None:
+        """Put everything back; what was seen stays."""
+        self._patches.undo()
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
+    @property
+    def _live(self) -> list[ScalerHistory]:
+        """Return the scalers that have scaled a loss since their last update."""
+        return [s for s in self._known.values() if s.enabled and s.in_use]
+
+    def _of(self, scaler: torch.amp.GradScaler) -> ScalerHistory:
+        known = self._known.get(id(scaler))
+        if known is None or known.ref() is not scaler:
+            if known is not None:
+                self._gone = [*self._gone, known][:_SCALERS]
+            known = self._known[id(scaler)] = history_of(scaler)
+        return known
+
+    def _spot(self, frame: FrameType | None) -> Spot | None:
+        return self._code.innermost(frame)[0]
+
+    # ------------------------------------------------------------------ wrappers: pass everything through
+
+    def _around_init(self, original: Any) -> Any:
+        def wrapper(scaler: Any, *args: Any, **kwargs: Any) -> None:
+            original(scaler, *args, **kwargs)
+            frame = sys._getframe(1)
+            self._quietly(lambda: self._made(scaler, args, kwargs, frame))
+
+        return wrapper
+
+    def _around_scale(self, original: Any) -> Any:
+        def wrapper(scaler: Any, outputs: Any) -> Any:
+            result = original(scaler, outputs)
+            frame = sys._getframe(1)
+            self._quietly(lambda: self._scaled(scaler, outputs, result, frame))
+            return result
+
+        return wrapper
+
+    def _around_unscale(self, original: Any) -> Any:
+        def wrapper(scaler: Any, optimizer: Any) -> None:
+            frame = sys._getframe(1)
+            self._quietly(lambda: self._unscaling(scaler, optimizer, frame))
+            original(scaler, optimizer)
+
+        return wrapper
+
+    def _around_step(self, original: Any) -> Any:
+        def wrapper(scaler: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
+            frame = sys._getframe(1)
+            self._quietly(lambda: self._stepping(scaler, optimizer, frame))
+            outer, self._inside_step = self._inside_step, True
+            try:
+                return original(scaler, optimizer, *args, **kwargs)
+            finally:
+                self._inside_step = outer
+                self._quietly(lambda: self._stepped(scaler, optimizer))
+
+        return wrapper
+
+    def _around_update(self, original: Any) -> Any:
+        def wrapper(scaler: Any, *args: Any, **kwargs: Any) -> None:
+            original(scaler, *args, **kwargs)
+            self._quietly(lambda: self._updated(scaler))
+
+        return wrapper
+
+    def _around_get(self, original: Any) -> Any:
+        def wrapper(scaler: Any) -> Any:
+            self._quietly(lambda: self._read(scaler))
+            return original(scaler)
+
+        return wrapper
+
+    def _around_clip(self, original: Any) -> Any:
+        def wrapper(parameters: Any, *args: Any, **kwargs: Any) -> Any:
+            live = [s for s in self._live if s.clips.wants_calls]
+            if not live or self._inside_clip:
+                return original(parameters, *args, **kwargs)
+            if not isinstance(parameters, Tensor):
+                listed = list(parameters)
+                # a generator stays one: torch warns of an empty one
+                parameters = (p for p in listed) if isinstance(parameters, types.GeneratorType) else listed
+            else:
+                listed = [parameters]
+            frame, before = sys._getframe(1), list[Any]()
+            if "value" in original.__name__:
+                self._quietly(lambda: before.append(measure(gradients_of(listed))[1]))
+            self._inside_clip = True
+            try:
+                result = original(parameters, *args, **kwargs)
+            finally:
+                self._inside_clip = False
+            norm = result if result is not None else args[1] if len(args) > 1 else kwargs.get("total_norm")
+            was = before[0] if before else norm
+            self._quietly(lambda: self._clipped(live, listed, args, kwargs, was, frame))
+            return result
+
+        return wrapper
+
+    def _around_backward(self, original: Any) -> Any:
+        def wrapper(tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) -> None:
+            scaling = any(s.enabled and s.was_used for s in self._known.values())
+            if self._gradients.exhausted:
+                self._gradients.clear()  # what is not walked any more is not known
+            if self._inside_backward or self._gradients.exhausted or not scaling:
+                original(tensors, grad_tensors, *args, **kwargs)
+                return
+            frame = sys._getframe(1)
+            self._quietly(lambda: self._begins_backward(tensors, grad_tensors, frame))
+            self._inside_backward = True  # checkpointing calls backward inside backward
+            try:
+                original(tensors, grad_tensors, *args, **kwargs)
+            finally:
+                self._inside_backward = False
+            self._quietly(self._gradients.after_backward)
+
+        return wrapper
+
+    # ------------------------------------------------------------------ notes
+
+    def _made(self, scaler: Any, args: tuple[Any, ...], kwargs: dict[str, Any], frame: FrameType) -> None:
+        known = self._of(scaler)
+        known.enabled = bool(scaler.is_enabled())
+        known.requested = bool(kwargs.get("enabled", args[5] if len(args) > 5 else True))
+        known.spot = self._spot(frame)
+
+    def _read(self, scaler: Any) -> None:
+        self._of(scaler).was_read = True
+
+    def _scaled(self, scaler: Any, outputs: Any, result: Any, frame: FrameType) -> None:
+        known = self._of(scaler)
+        known.enabled = bool(scaler.is_enabled())
+        known.scaled_at = known.scaled_at or self._spot(frame)
+        if not known.enabled:
+            return
+        known.used()
+        if isinstance(outputs, Tensor) and outputs.numel() == 1:
+            known.outputs = outputs.detach()
+        self._gradients.mark(result)
+
+    def _unscaling(self, scaler: Any, optimizer: Any, frame: FrameType | None) -> None:
+        known = self._of(scaler)
+        if not known.enabled or id(optimizer) in known.unscaled:
+            return
+        known.unscaled.add(id(optimizer))
+        self._gradients.storages = frozenset()
+        spot, parameters = self._spot(frame), parameters_of(optimizer)
+        clipped = known.clips.unscaling(frozenset(id(p) for p in parameters), spot)
+        if not clipped and known.clips.wants_measuring:
+            known.clips.note(gradients_of(parameters), known.scale, spot)
+
+    def _stepping(self, scaler: Any, optimizer: Any, frame: FrameType) -> None:
+        known = self._of(scaler)
+        known.stepped_at = known.stepped_at or self._spot(frame)
+        if not known.enabled:
+            return
+        states = getattr(scaler, "_per_optimizer_states", {})
+        stage = states[id(optimizer)]["stage"].name if id(optimizer) in states else "READY"
+        if stage != "READY":  # by a method that a subclass has of its own
+            known.unscaled.add(id(optimizer))
+        if id(optimizer) in known.unscaled:
+            return
+        if self._gradients.of(optimizer) == {"plain"} and known.scale != 1:
+            self._bypassed(known, "unscaled loss", optimizer, frame)
+        self._unscaling(scaler, optimizer, frame)
+
+    def _stepped(self, scaler: Any, optimizer: Any) -> None:
+        known = self._of(scaler)
+        if known.enabled:
+            known.stepped(optimizer)
+        self._gradients.forget(optimizer)
+
+    def _updated(self, scaler: Any) -> None:
+        known = self._of(scaler)
+        if known.enabled:
+            known.updated(_PENDING)
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, _: Any, __: Any) -> None:
+        if self._inside_step or self._is_ours() or not any(s.was_used for s in self._known.values()):
+            return
+        frame = sys._getframe(1)
+        self._quietly(lambda: self._direct_step(optimizer, frame))
+
+    def _direct_step(self, optimizer: torch.optim.Optimizer, frame: FrameType) -> None:
+        """Look at a step that goes through no scaler."""
+        used = [s for s in self._known.values() if s.enabled and s.was_used]
+        unscaled = any(id(optimizer) in s.unscaled for s in used)
+        if not unscaled and self._gradients.of(optimizer) == {"scaled"}:
+            known = next((s for s in used if s.in_use), used[0])
+            if known.scale != 1 and self._is_scaled_still(known, optimizer):
+                self._bypassed(known, "scaled gradient", optimizer, frame)
+            known.clips.pending.clear()
+        self._gradients.forget(optimizer)
+
+    def _is_scaled_still(self, known: ScalerHistory, optimizer: torch.optim.Optimizer) -> bool:
+        """Tell whether nobody has divided the gradients by hand; clipping makes them smaller as well."""
+        shrunk = self._gradients.shrunk(optimizer)
+        if shrunk is None:
+            return False
+        if shrunk > _DIVIDED / known.scale:
+            return True
+        norms = [float(clip.before) for clip in known.clips.pending if clip.before is not None]
+        return bool(norms) and self._gradients.measured(optimizer) <= _DIVIDED * max(norms)
+
+    def _bypassed(self, known: ScalerHistory, kind: Any, optimizer: Any, frame: FrameType) -> None:
+        spot = self._spot(frame)
+        name = f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
+        first = Bypassed(kind, spot, self._backward, name, known.scale)
+        known.bypassed.setdefault((kind, spot), first).seen += 1
+
+    def _clipped(
+        self,
+        live: Sequence[ScalerHistory],
+        parameters: Sequence[Tensor],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        before: Any,
+        frame: FrameType,
+    ) -> None:
+        value: Any = kwargs.get("clip_value", kwargs.get("max_norm", args[0] if args else None))
+        kind: Any = "value" if isinstance(before, float) else "norm"
+        spot, ids = self._spot(frame), frozenset(id(p) for p in parameters)
+        for known in live:
+            scale = known.scale
+            if scale != 1:
+                known.clips.note_call(Clip(kind, spot, ids, scale, float(value), before))
+
+    def _begins_backward(self, tensors: Any, seeds: Any, frame: FrameType) -> None:
+        several = tensors if isinstance(tensors, (list, tuple)) else [tensors]
+        losses = [t for t in several if isinstance(t, Tensor)]
+        self._backward = self._spot(frame)
+        read = any(s.was_read for s in self._known.values())
+        self._gradients.before_backward(losses, seeds, by_hand=read)
+
+    # ------------------------------------------------------------------ told by the operation probe
+
+    def before(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Nothing: what is written does not matter, only who writes."""
+
+    def after(self, operation: Operation) -> None:
+        """Note who writes to gradients between their backward pass and their division."""
+        storages = self._gradients.storages
+        if not storages or operation.backward or not operation.func._schema.is_mutable:
+            return
+        targets = tensors_in(operation.args[:1])
+        if any(is_plain(t) and storage_key(t) in storages for t in targets):
+            for known in self._live:
+                known.clips.written = self._spot(operation.frame)
+
+    def step_begins(self, *_: Any) -> None:
+        """Nothing: steps are seen by a hook of its own."""
+
+    def fall_asleep(self) -> None:
+        """Nothing is kept for operations."""
+
+    # ------------------------------------------------------------------ afterwards
+
+    def look(self, models: Models) -> None:
+        """Note the names of parameters while they live."""
+        for known in self._known.values():
+            known.look(models)
+
+    def evidence(self, place: Callable[[Spot | None], Place | None]) -> tuple[Scaler, ...]:
+        """Return what was seen of each scaler."""
+        return tuple(known.record(place) for known in (*self._gone, *self._known.values()))

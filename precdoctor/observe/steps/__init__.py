@@ -1,0 +1,1 @@
+"""Optimizer steps: what is stored beside what was meant, replayed on samples in float64."""

@@ -1,0 +1,1 @@
+"""Sums, averages and what adds up elementwise, beside what they should be."""

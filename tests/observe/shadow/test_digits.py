@@ -1,0 +1,166 @@
+"""Differences that lose digits are found, with what reached what; sound arithmetic is left alone."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from precdoctor.evidence import Cancellation, Exactness
+from tests.observe.shadow.shadowing import layer, seen
+
+HEAD = layer(4, 1)
+
+
+def only(found: tuple[Cancellation, ...]) -> Cancellation:
+    assert len(found) == 1, found
+    return found[0]
+
+
+def test_a_variance_far_from_zero() -> None:
+    values = 1e4 + 0.1 * torch.randn(256, 4, generator=torch.Generator().manual_seed(0))
+
+    def standardize() -> Tensor:
+        mean = values.mean(0)
+        variance = values.square().mean(0) - mean.square()
+        return HEAD((values - mean) / (variance.clamp_min(0) + 1e-6).sqrt()).sum()
+
+    site = only(seen(standardize).cancellations)
+    assert (site.operation, site.format) == ("sub", "float32")
+    assert site.error > 1
+    assert site.error_before < 1e-6
+    assert site.remaining == pytest.approx(1e-10, rel=0.2)
+    assert dict(site.reached)["layer"] == 3
+
+
+def test_one_less_an_exponential_in_bfloat16_goes_through_a_logarithm() -> None:
+    log_probability = torch.full((8,), -1e-3, dtype=torch.bfloat16) / 3
+
+    def odds() -> Tensor:
+        rest = torch.maximum(1 - torch.exp(log_probability / 1.1), torch.tensor(1e-6))
+        return (log_probability - rest.log()).mean()
+
+    site = only(seen(odds).cancellations)
+    assert site.operation == "rsub"
+    assert site.source_format == "bfloat16"
+    assert dict(site.reached)["logarithm"] == 3
+
+
+def test_a_solution_of_equations_whose_matrix_was_rounded() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = torch.rand(64, 32, generator=generator) + 3
+    inputs, target = torch.rand(64, 32, generator=generator) + 3, torch.randn(64, 1, generator=generator)
+
+    def ridge() -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            gram = features.T @ features
+        head = torch.linalg.solve(gram.float() + 1e-3 * torch.eye(32), features.T @ target)
+        return (inputs @ head).square().mean()
+
+    site = only(seen(ridge).cancellations)
+    assert site.operation == "_linalg_solve_ex"
+    assert site.source_format == "bfloat16"
+    assert site.error > 1
+    assert dict(site.reached)["loss"] == 3
+    assert site.cause is not None
+    assert site.place is not None
+    assert site.cause.line < site.place.line
+
+
+def test_log_probabilities_rounded_before_they_are_subtracted() -> None:
+    teacher = torch.randn(32, 1000, generator=torch.Generator().manual_seed(0))
+    student = teacher + 0.02 * torch.randn(32, 1000, generator=torch.Generator().manual_seed(1))
+
+    def distill() -> Tensor:
+        pair = [F.log_softmax(x.bfloat16(), -1) for x in (student, teacher)]
+        return F.kl_div(*pair, log_target=True, reduction="batchmean")
+
+    def in_float32() -> Tensor:
+        pair = [F.log_softmax(x, -1) for x in (student, teacher)]
+        return F.kl_div(*pair, log_target=True, reduction="batchmean")
+
+    site = only(seen(distill).cancellations)
+    assert site.source_format == "bfloat16"
+    assert not seen(in_float32).cancellations
+
+
+def healthy(act: object) -> Exactness:
+    found = seen(act)  # type: ignore[arg-type]
+    assert not any(site.reached for site in found.cancellations), found.cancellations
+    return found
+
+
+def test_differences_of_exact_values_are_sound() -> None:
+    one, other = torch.randn(64).bfloat16(), torch.randn(64).bfloat16()
+    close = one * (1 + 2**-7)
+    healthy(lambda: (one - close).float().square().sum() + (one - other).float().sum())
+
+
+def test_what_is_zero_in_exact_arithmetic_is_no_cancellation() -> None:
+    logits = torch.randn(16, 8, requires_grad=True)
+
+    def straight_through() -> Tensor:
+        soft = (logits * 1.3).softmax(-1)
+        hard = F.one_hot(soft.argmax(-1), 8).float()
+        return (HEAD((hard + soft - soft.detach()).view(-1, 4)) + (soft - soft.detach()).sum()).sum()
+
+    assert not healthy(straight_through).cancellations
+
+
+def test_residuals_of_a_model_in_bfloat16_are_not_judged() -> None:
+    model, data = layer(16, 1).bfloat16(), torch.randn(64, 16).bfloat16()
+    with torch.no_grad():
+        target = model(data).float() + 1e-3 * torch.randn(64, 1)
+    assert not healthy(lambda: (model(data).float() - target).square().mean()).cancellations
+
+
+def test_a_loss_that_has_come_down_to_its_rounding_is_not_ill() -> None:
+    count = iter(range(5))
+
+    def converging() -> Tensor:
+        offset = 1.0 if next(count) < 2 else 1e-3
+        x = torch.linspace(1, 2, 64) / 3
+        return ((x.bfloat16() * 1.1).float() - x * 1.1 - offset * (1 + 0 * x)).square().mean()
+
+    assert not any(site.reached for site in seen(converging, passes=5).cancellations)
+
+
+def test_shifting_by_the_maximum_and_by_the_mean_is_sound() -> None:
+    x = 5 * torch.randn(32, 16).bfloat16()
+
+    def normal() -> Tensor:
+        shifted = (x * 1.1) - (x * 1.1).amax(-1, keepdim=True)
+        return HEAD((shifted.exp() + (x / 3 - (x / 3).mean(-1, keepdim=True))).float().view(-1, 4)).sum()
+
+    healthy(normal)
+
+
+def test_a_sum_of_many_small_terms_swamps_them() -> None:
+    def returns() -> Tensor:
+        total = torch.zeros((), dtype=torch.bfloat16)
+        for _ in range(600):
+            total = total + torch.tensor(1.1, dtype=torch.bfloat16)
+        return total.float()
+
+    found = seen(returns)
+    assert len(found.lossy_sums) == 1
+    assert found.lossy_sums[0].error > 0.2
+    assert dict(found.lossy_sums[0].reached)["loss"] == 3
+
+
+def test_frequencies_and_positions_in_bfloat16_turn_phases() -> None:
+    def embed(form: torch.dtype) -> Tensor:
+        positions = torch.arange(768).to(form)
+        rates = (10_000 ** (-torch.arange(0, 32, 2) / 32)).to(form)
+        return (positions[:, None] * rates).cos().float().sum()
+
+    found = seen(lambda: embed(torch.bfloat16))
+    assert len(found.phases) == 1
+    assert found.phases[0].share > 0.02
+    assert found.phases[0].error_rad > 1
+    assert found.phases[0].largest == pytest.approx(768, abs=1)
+    assert not seen(lambda: embed(torch.float32)).phases
+    assert math.isclose(found.phases[0].passes, 3)
