@@ -3,6 +3,15 @@
 from precdoctor.evidence.accumulations import Accumulation
 from precdoctor.evidence.checkpoints import Snapshot
 from precdoctor.evidence.codec import EvidenceError, from_json, load, save, to_json
+from precdoctor.evidence.contents import (
+    CheckpointFile,
+    Contents,
+    Prognosis,
+    SharedData,
+    Stored,
+    Tensor,
+    Travel,
+)
 from precdoctor.evidence.counters import Counter
 from precdoctor.evidence.exactness import Cancellation, Exactness, LossySum, NonFinite, Phase, Site
 from precdoctor.evidence.gradient_flow import GradientFlow, GradientLoss
@@ -44,7 +53,9 @@ __all__ = [
     "Bypass",
     "Cancellation",
     "Cast",
+    "CheckpointFile",
     "CoarseUniform",
+    "Contents",
     "Counter",
     "DataQuantizer",
     "Decay",
@@ -71,14 +82,19 @@ __all__ = [
     "Predicted",
     "Predictions",
     "Product",
+    "Prognosis",
     "Quantizer",
     "Region",
     "Run",
     "Scaler",
+    "SharedData",
     "Site",
     "Snapshot",
     "State",
+    "Stored",
+    "Tensor",
     "Tie",
+    "Travel",
     "Updates",
     "Weight",
     "WindowedEdq",

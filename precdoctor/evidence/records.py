@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from precdoctor.evidence.accumulations import Accumulation
 from precdoctor.evidence.checkpoints import Snapshot
+from precdoctor.evidence.contents import Contents
 from precdoctor.evidence.counters import Counter
 from precdoctor.evidence.exactness import Exactness
 from precdoctor.evidence.gradient_flow import GradientFlow
@@ -380,6 +381,8 @@ class Evidence:
     uniforms: tuple[CoarseUniform, ...] = ()
     #: trained weights that lost digits on the way to or from a checkpoint
     snapshots: tuple[Snapshot, ...] = ()
+    #: tensors of checkpoints; None where none was read
+    contents: Contents | None = None
     #: quantizers of weights; empty when the operation probe did not run
     quantizers: tuple[Quantizer, ...] = ()
     #: quantizers of data, such as activations, that clamp and round

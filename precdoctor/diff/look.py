@@ -1,0 +1,107 @@
+"""Goes through tensors part by part: one alone, or two side by side."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from precdoctor.diff.bits import Bits, Layout, layout_of
+from precdoctor.diff.census import Census
+from precdoctor.diff.checkpoint import Entry
+from precdoctor.diff.comparison import Comparison
+from precdoctor.evidence import Stored, Travel
+
+#: bytes that are looked at in one go: they stay in the processor's cache while they are
+PART = 1 << 18
+
+
+def look_at(entry: Entry) -> Stored:
+    """Return what one tensor is like."""
+    census, layout = Census(entry), layout_of(entry.dtype)
+    if layout is not None:
+        opened = entry.source.open()
+        for start in range(0, entry.nbytes, PART):
+            census.see(opened.read(start, min(start + PART, entry.nbytes)).view(layout.unsigned))
+    return census.result()
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """What two tensors of one name are like, and the way between them."""
+
+    first: Stored
+    second: Stored
+    travel: Travel | None
+    #: None where shapes differ
+    identical: bool | None
+
+
+def compare(first: Entry, second: Entry) -> Pair:
+    """Return what two tensors are like, and how one became the other."""
+    layouts = layout_of(first.dtype), layout_of(second.dtype)
+    if first.shape != second.shape:
+        return Pair(look_at(first), look_at(second), None, None)
+    if layouts[0] is None or layouts[1] is None:
+        if first.dtype != second.dtype:
+            return Pair(look_at(first), look_at(second), None, None)
+        return Pair(Census(first).result(), Census(second).result(), None, _same_bytes(first, second))
+    if first.dtype == second.dtype:
+        return _one_format(first, second, layouts[0])
+    return _two_formats(first, second, layouts[0], layouts[1])
+
+
+def _same_bytes(first: Entry, second: Entry) -> bool:
+    one, other = first.source.open(), second.source.open()
+    for start in range(0, first.nbytes, PART):
+        stop = min(start + PART, first.nbytes)
+        if not np.array_equal(one.read(start, stop), other.read(start, stop)):
+            return False
+    return True
+
+
+def _one_format(first: Entry, second: Entry, layout: Layout) -> Pair:
+    censuses = Census(first), Census(second)
+    comparison = Comparison(layout, first.numel, PART // layout.unsigned.itemsize)
+    one, other = first.source.open(), second.source.open()
+    for start in range(0, first.nbytes, PART):
+        stop = min(start + PART, first.nbytes)
+        a, b = one.read(start, stop).view(layout.unsigned), other.read(start, stop).view(layout.unsigned)
+        censuses[0].see(a)
+        censuses[1].see(b)
+        comparison.see(a, b)
+    return Pair(censuses[0].result(), censuses[1].result(), comparison.result(), comparison.identical)
+
+
+def _two_formats(first: Entry, second: Entry, one: Layout, other: Layout) -> Pair:
+    """Compare in the coarser format; the finer tensor is rounded to it."""
+    coarse = min(one, other, key=lambda layout: (layout.format.precision, layout.format.bits))
+    censuses = Census(first), Census(second)
+    part = PART // max(one.unsigned.itemsize, other.unsigned.itemsize)
+    comparison = Comparison(coarse, first.numel, part)
+    sources = first.source.open(), second.source.open()
+    changed, noise, power = 0, 0.0, 0.0
+    for start in range(0, first.numel, part):
+        stop = min(start + part, first.numel)
+        parts: list[Bits] = []
+        for layout, source, census in zip((one, other), sources, censuses, strict=True):
+            width = layout.unsigned.itemsize
+            bits = source.read(start * width, stop * width).view(layout.unsigned)
+            census.see(bits)
+            if layout is not coarse:
+                exact = layout.tensor(bits)
+                rounded = exact.to(coarse.dtype)
+                error = torch.nan_to_num(rounded.double() - exact.double(), posinf=0.0, neginf=0.0)
+                changed += int(error.count_nonzero())
+                noise += float(error.square().sum())
+                power += float(torch.nan_to_num(exact.double(), posinf=0.0, neginf=0.0).square().sum())
+                bits = coarse.encode(rounded)
+            parts.append(bits)
+        comparison.see(*parts)
+    travel = comparison.result(
+        rounded=other is coarse and comparison.identical,
+        rounding_share=changed / first.numel if first.numel else 0.0,
+        rounding_error=(noise / power) ** 0.5 if power else 0.0,
+    )
+    return Pair(censuses[0].result(), censuses[1].result(), travel, comparison.identical)
