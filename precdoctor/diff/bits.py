@@ -66,19 +66,46 @@ def of_tensor(values: torch.Tensor, layout: Layout) -> Bits:
     return values.contiguous().reshape(-1).view(torch.uint8).numpy().view(layout.unsigned)
 
 
+def magnitudes(bits: Bits, layout: Layout, out: Bits | None = None) -> Bits:
+    """Return the bits without the sign."""
+    found: Bits = np.bitwise_and(bits, layout.unsigned.type(layout.magnitude), out=out)
+    return found
+
+
 def ulps_between(a: Bits, b: Bits, layout: Layout) -> Bits:
     """Return the distance of two arrays of one format in ulps, as unsigned integers; 0 between -0 and 0.
 
     What is not finite counts as the pattern that it has.
     """
-    mask = layout.unsigned.type(layout.magnitude)
-    first, second = a & mask, b & mask
+    first, second = magnitudes(a, layout), magnitudes(b, layout)
     distance: Bits = np.maximum(first, second)
     distance -= np.minimum(first, second)
-    opposite = (a ^ b) > mask
-    if opposite.any():  # by way of zero: the sum fits, as both leave out the sign
-        np.copyto(distance, first + second, where=opposite)
+    # by way of zero: the sum fits, as both leave out the sign
+    np.copyto(distance, first + second, where=(a ^ b) > layout.magnitude)
     return distance
+
+
+class Farthest:
+    """Finds the largest distance in ulps, in memory that is used again."""
+
+    def __init__(self, layout: Layout, part: int) -> None:
+        self._layout = layout
+        self._work = np.empty((2, part), layout.unsigned)
+        self._flags = np.empty(part, np.bool_)
+
+    def __call__(self, a: Bits, b: Bits, first: Bits, second: Bits) -> int:
+        """Return the largest distance of ``a`` and ``b``, whose magnitudes are ``first`` and ``second``."""
+        count, mask = len(a), self._layout.unsigned.type(self._layout.magnitude)
+        high, low = self._work[0, :count], self._work[1, :count]
+        flags = self._flags[:count]
+        np.bitwise_xor(a, b, out=high)
+        opposite = np.flatnonzero(np.greater(high, mask, out=flags))
+        np.maximum(first, second, out=high)
+        np.minimum(first, second, out=low)
+        np.subtract(high, low, out=high)
+        if len(opposite):
+            high[opposite] = first[opposite] + second[opposite]
+        return int(high.max())
 
 
 def _layout(dtype: torch.dtype) -> Layout:

@@ -31,12 +31,11 @@ class Census:
         self._all_bits = 0
         self._candidates = [] if self._layout is None else _candidates(self._layout)
 
-    def see(self, bits: Bits) -> None:
-        """Count the next part: the bits of some elements."""
+    def see(self, bits: Bits, magnitudes: Bits) -> None:
+        """Count the next part: the bits of some elements, and the same without the sign."""
         layout = self._layout
         if layout is None or not len(bits):
             return
-        magnitudes = bits & layout.unsigned.type(layout.magnitude)
         top = int(magnitudes.max())
         if top >= layout.beyond:
             top = self._not_finite(magnitudes, layout)

@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from precdoctor.diff.bits import Bits, Layout, ulps_between
+from precdoctor.diff.bits import Bits, Farthest, Layout, ulps_between
 from precdoctor.evidence import Histogram, Travel
 from precdoctor.numerics import half_ulp, headroom_bits
 
 #: elements up to which all are decoded; of larger tensors one in ``_ONE_IN``, at most ``_MOST``
-_ALL, _ONE_IN, _MOST = 1 << 14, 128, 1 << 17
+_ALL, _ONE_IN, _MOST = 1 << 13, 256, 1 << 16
 #: shortest run, in elements
-_RUN = 64
+_RUN = 32
 #: headroom beyond which it is not told apart, in bits
 _FAR = 64.0
 
@@ -33,13 +33,15 @@ class Comparison:
         self._identical = self._seen = self._farthest = 0
         limit = numel if numel <= _ALL else min(max(_ALL, numel // _ONE_IN), _MOST)
         self._run = max(_RUN, math.ceil(limit / max(math.ceil(numel / part), 1)))
+        self._largest = Farthest(layout, min(part, numel))
+        self._flags = np.empty(min(part, numel), np.bool_)
         self._samples: list[tuple[Bits, Bits]] = []
 
-    def see(self, first: Bits, second: Bits) -> None:
-        """Compare the next part: as many elements of each."""
-        same = int(np.count_nonzero(first == second))
+    def see(self, first: Bits, second: Bits, magnitudes: tuple[Bits, Bits]) -> None:
+        """Compare the next part: as many elements of each, and the same without their signs."""
+        same = int(np.count_nonzero(np.equal(first, second, out=self._flags[: len(first)])))
         if same < len(first):
-            self._farthest = max(self._farthest, int(ulps_between(first, second, self._layout).max()))
+            self._farthest = max(self._farthest, self._largest(first, second, *magnitudes))
         self._identical += same
         run = min(self._run, len(first))
         # not always the beginning of a part, which may be the same column of a matrix
@@ -62,7 +64,7 @@ class Comparison:
         fine = before.isfinite()
         # towards zero, where the gap is the smaller one
         around = half_ulp(before[fine], -before[fine].sign(), layout.format).numpy()
-        told = {
+        told: dict[str, Any] = {
             "format": layout.format.name,
             "compared": self._seen,
             "identical": self._identical,

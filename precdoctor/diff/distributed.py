@@ -23,8 +23,8 @@ INDEX = ".metadata"
 #: what an index may be made of, by module
 _KNOWN = {
     "torch.distributed.checkpoint.metadata": (
-        "Metadata", "TensorStorageMetadata", "BytesStorageMetadata", "ChunkStorageMetadata", "TensorProperties",
-        "MetadataIndex", "StorageMeta", "_MEM_FORMAT_ENCODING",
+        "Metadata", "TensorStorageMetadata", "BytesStorageMetadata", "ChunkStorageMetadata",
+        "TensorProperties", "MetadataIndex", "StorageMeta", "_MEM_FORMAT_ENCODING",
     ),
     "torch.distributed._shard.sharded_tensor.metadata": ("TensorProperties", "MEM_FORMAT_ENCODING"),
     "torch.distributed.checkpoint.filesystem": ("_StorageInfo", "_StoragePrefix"),
@@ -73,7 +73,7 @@ def read(path: Path) -> Checkpoint:
 
 
 def _index(path: Path) -> Any:
-    import torch.distributed.checkpoint  # the classes of the index
+    import torch.distributed.checkpoint.metadata  # the classes of the index
 
     file = path / INDEX
     try:
@@ -83,7 +83,7 @@ def _index(path: Path) -> Any:
         raise CheckpointError(f"{file}: {error}") from None
     except Exception:  # a damaged pickle fails in any way
         raise CheckpointError(f"{file}: damaged, or written by another version of torch") from None
-    if not isinstance(index, torch.distributed.checkpoint.Metadata):
+    if not isinstance(index, torch.distributed.checkpoint.metadata.Metadata):
         raise CheckpointError(f"{file}: not the index of a torch distributed checkpoint")
     return index
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from precdoctor.diff.bits import Bits, Layout, layout_of
+from precdoctor.diff.bits import Bits, Layout, layout_of, magnitudes
 from precdoctor.diff.census import Census
 from precdoctor.diff.checkpoint import Entry
 from precdoctor.diff.comparison import Comparison
 from precdoctor.evidence import Stored, Travel
 
 #: bytes that are looked at in one go: they stay in the processor's cache while they are
-PART = 1 << 18
+PART = 1 << 17
 
 
 def look_at(entry: Entry) -> Stored:
@@ -22,8 +22,10 @@ def look_at(entry: Entry) -> Stored:
     census, layout = Census(entry), layout_of(entry.dtype)
     if layout is not None:
         opened = entry.source.open()
+        work = np.empty(PART // layout.unsigned.itemsize, layout.unsigned)
         for start in range(0, entry.nbytes, PART):
-            census.see(opened.read(start, min(start + PART, entry.nbytes)).view(layout.unsigned))
+            bits = opened.read(start, min(start + PART, entry.nbytes)).view(layout.unsigned)
+            census.see(bits, magnitudes(bits, layout, work[: len(bits)]))
     return census.result()
 
 
@@ -46,13 +48,14 @@ def compare(first: Entry, second: Entry) -> Pair:
     if layouts[0] is None or layouts[1] is None:
         if first.dtype != second.dtype:
             return Pair(look_at(first), look_at(second), None, None)
-        return Pair(Census(first).result(), Census(second).result(), None, _same_bytes(first, second))
+        return Pair(Census(first).result(), Census(second).result(), None, same_bytes(first, second))
     if first.dtype == second.dtype:
         return _one_format(first, second, layouts[0])
     return _two_formats(first, second, layouts[0], layouts[1])
 
 
-def _same_bytes(first: Entry, second: Entry) -> bool:
+def same_bytes(first: Entry, second: Entry) -> bool:
+    """Tell whether two tensors of one dtype and shape have the same bits."""
     one, other = first.source.open(), second.source.open()
     for start in range(0, first.nbytes, PART):
         stop = min(start + PART, first.nbytes)
@@ -65,12 +68,14 @@ def _one_format(first: Entry, second: Entry, layout: Layout) -> Pair:
     censuses = Census(first), Census(second)
     comparison = Comparison(layout, first.numel, PART // layout.unsigned.itemsize)
     one, other = first.source.open(), second.source.open()
+    work = np.empty((2, PART // layout.unsigned.itemsize), layout.unsigned)
     for start in range(0, first.nbytes, PART):
         stop = min(start + PART, first.nbytes)
         a, b = one.read(start, stop).view(layout.unsigned), other.read(start, stop).view(layout.unsigned)
-        censuses[0].see(a)
-        censuses[1].see(b)
-        comparison.see(a, b)
+        without_sign = magnitudes(a, layout, work[0, : len(a)]), magnitudes(b, layout, work[1, : len(b)])
+        censuses[0].see(a, without_sign[0])
+        censuses[1].see(b, without_sign[1])
+        comparison.see(a, b, without_sign)
     return Pair(censuses[0].result(), censuses[1].result(), comparison.result(), comparison.identical)
 
 
@@ -88,7 +93,7 @@ def _two_formats(first: Entry, second: Entry, one: Layout, other: Layout) -> Pai
         for layout, source, census in zip((one, other), sources, censuses, strict=True):
             width = layout.unsigned.itemsize
             bits = source.read(start * width, stop * width).view(layout.unsigned)
-            census.see(bits)
+            census.see(bits, magnitudes(bits, layout))
             if layout is not coarse:
                 exact = layout.tensor(bits)
                 rounded = exact.to(coarse.dtype)
@@ -98,7 +103,7 @@ def _two_formats(first: Entry, second: Entry, one: Layout, other: Layout) -> Pai
                 power += float(torch.nan_to_num(exact.double(), posinf=0.0, neginf=0.0).square().sum())
                 bits = coarse.encode(rounded)
             parts.append(bits)
-        comparison.see(*parts)
+        comparison.see(parts[0], parts[1], (magnitudes(parts[0], coarse), magnitudes(parts[1], coarse)))
     travel = comparison.result(
         rounded=other is coarse and comparison.identical,
         rounding_share=changed / first.numel if first.numel else 0.0,

@@ -7,7 +7,6 @@ is used again does not grow with the file.
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +46,7 @@ class OpenedFile:
         """Return the bytes from start to stop; raises `CheckpointError` where the file ends before."""
         if len(self._buffer) < stop - start:
             self._buffer = np.empty(stop - start, np.uint8)
-        view = memoryview(self._buffer)[: stop - start]
+        view = memoryview(self._buffer.data)[: stop - start]
         self._file.seek(self._of.offset + start)
         done = 0
         while done < len(view):
@@ -103,4 +102,4 @@ class Strided:
 
 def size_of(path: Path) -> int:
     """Return the size of a file in bytes."""
-    return os.stat(path).st_size
+    return path.stat().st_size

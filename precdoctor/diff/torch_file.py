@@ -66,15 +66,13 @@ def _load(path: Path, **how: Any) -> Any:
 
 def refusal(text: str) -> str:
     """Return in one line why torch refused to load a pickle."""
-    named = re.search(r"GLOBAL ([\w.]+)", text) or re.search(
-        r"[Uu]nsupported (?:class|global)\W+([\w.]+)", text
-    )
+    named = re.search(r"(?:GLOBAL |[Uu]nsupported (?:class|global)\W+)([\w.]+)", text)
     if named:
         return (
             f"asks to run {named[1]}, which is more than tensors and plain values, and was not loaded; "
             "save a state_dict() instead"
         )
-    return "damaged, or no checkpoint: torch cannot read it"
+    return "damaged, or a pickle of more than tensors and plain values; it was not loaded"
 
 
 def _entries(path: Path, tree: Any, size: int, limits: list[str]) -> Any:
@@ -98,11 +96,12 @@ def _entry(path: Path, tensor: torch.Tensor, size: int, limits: list[str]) -> En
     if tensor.device.type != "meta":
         key = (path, storage.data_ptr(), tensor.storage_offset(), shape, tensor.stride())
         return Entry(dtype=dtype, shape=shape, source=Loaded(lambda: tensor), storage=key)
-    start: int = storage._checkpoint_offset  # type: ignore[attr-defined]  # set by torch.load
+    start = getattr(storage, "_checkpoint_offset", None)  # set by torch.load
+    assert start is not None
     if start + storage.nbytes() > size:
         raise CheckpointError(f"{path}: cut off inside its tensors")
     whole = FileRange(path, start, storage.nbytes())
-    first = tensor.storage_offset()
+    first = int(tensor.storage_offset())
     key = (path, start, first, shape, tensor.stride())
     if tensor.is_contiguous():
         part = FileRange(path, start + first * dtype.itemsize, tensor.numel() * dtype.itemsize)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from precdoctor.evidence.histogram import Histogram
-
-_NONE = Histogram(low=0.0, width=0.5, counts=())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,12 +61,12 @@ class Travel:
     #: moved elements that what follows was read from: all, or evenly spread runs of a large tensor
     sampled: int = 0
     #: log2 of the distance in ulps: bin ``i`` holds distances from ``2**i`` to below ``2**(i + 1)``
-    ulps: Histogram = Histogram(low=0.0, width=1.0, counts=())
+    ulps: Histogram = field(default_factory=lambda: Histogram(low=0.0, width=1.0, counts=()))
     ulps_median: float = 0.0
     #: share (0..1) of the moved elements that increased
     ups_share: float = 0.0
     #: log2 of the travel over half an ulp at the first value, in bits, per half bit
-    headroom_bits: Histogram = _NONE
+    headroom_bits: Histogram = field(default_factory=lambda: Histogram(low=0.0, width=0.5, counts=()))
     #: median magnitude of the travel of moved elements
     typical: float = 0.0
     #: largest half-ulp over which an element moved (99th percentile of the moved ones)
@@ -100,7 +98,7 @@ class Prognosis:
     lost_share: float = 0.0
     #: <applied, intended> / <intended, intended>
     edq: float | None = None
-    headroom_bits: Histogram = _NONE
+    headroom_bits: Histogram = field(default_factory=lambda: Histogram(low=0.0, width=0.5, counts=()))
     #: median magnitude of the weights and of the updates
     weight: float = 0.0
     update: float = 0.0
