@@ -9,15 +9,21 @@ import importlib
 import typing
 
 if typing.TYPE_CHECKING:
+    from precdoctor.checkpoints import diff
     from precdoctor.doctor import Doctor
     from precdoctor.report import Report
     from precdoctor.rules import diagnose
 
     __version__: str
 
-__all__ = ["Doctor", "Report", "__version__", "diagnose"]
+__all__ = ["Doctor", "Report", "__version__", "diagnose", "diff"]
 
-_HOMES = {"Doctor": "precdoctor.doctor", "Report": "precdoctor.report", "diagnose": "precdoctor.rules"}
+_HOMES = {
+    "Doctor": "precdoctor.doctor",
+    "Report": "precdoctor.report",
+    "diagnose": "precdoctor.rules",
+    "diff": "precdoctor.checkpoints",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -32,8 +32,9 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "remedies": "evidence formats numerics observe rules",
         "treat": "doctor evidence formats numerics observe program remedies report rules script trials",
         "fix": "doctor evidence formats numerics observe program remedies report rules script treat trials",
-        "cli": "doctor evidence fix formats program remedies report reproduce rules script treat trials",
-        "__init__": "doctor evidence formats report rules",
+        "checkpoints": "evidence formats numerics report rules",
+        "cli": "checkpoints doctor evidence fix formats program remedies report reproduce rules script treat trials",
+        "__init__": "checkpoints doctor evidence formats report rules",
         "__main__": "cli",
     }.items()
 }

@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 import click
 
+from precdoctor.cli.checkpoints import diff
 from precdoctor.cli.deliver import USAGE
 from precdoctor.cli.fixing import fix
 from precdoctor.cli.reading import diagnose, explain, formats, report, rules
@@ -21,6 +22,7 @@ COMMANDS: tuple[click.Command, ...] = (
     scan,
     treat,
     fix,
+    diff,
     diagnose,
     report,
     rules,

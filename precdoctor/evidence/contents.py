@@ -125,6 +125,8 @@ class Tensor:
     driven: bool = False
     #: state of the optimizer holds the weight in more digits
     has_master: bool = False
+    #: state as large as the weight that the plain optimizer does not have: what rounding lost may be there
+    extra_state: tuple[str, ...] = ()
     prognoses: tuple[Prognosis, ...] = ()
 
     @property

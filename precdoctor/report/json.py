@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from precdoctor.evidence import Optimizer
+from precdoctor.report.checkpoint_rows import outlooks, tensor_rows
 from precdoctor.report.cures import compared_with, cures, tried
 from precdoctor.report.quantizer_rows import QuantizerRow, quantizer_rows
 from precdoctor.report.report import Report
@@ -37,6 +38,7 @@ def document(report: Report) -> dict[str, Any]:
         "parameters": [_parameter(row) for row in rows(report)],
         "optimizers": [_optimizer(optimizer) for optimizer in evidence.optimizers],
         "quantizers": [_quantizer(row) for row in quantizer_rows(report)],
+        **({} if evidence.contents is None else {"checkpoints": _checkpoints(report)}),
         "trials": [
             {**_trial(trial), "losses": trial.losses}
             for trial in (*compared_with(report.trials), *tried(report.trials))
@@ -132,6 +134,35 @@ def _parameter(row: Row) -> dict[str, Any]:
 def _quantizer(row: QuantizerRow) -> dict[str, Any]:
     fields = dataclasses.asdict(row.quantizer)
     return {"gradient": row.gradient, "rules": row.rules, **fields}
+
+
+def _checkpoints(report: Report) -> dict[str, Any]:
+    contents = report.evidence.contents
+    assert contents is not None
+    fields = dataclasses.asdict(contents)
+    rows = {row.tensor.name: row for row in tensor_rows(report)}
+    for tensor, seen in zip(fields["tensors"], contents.tensors, strict=True):
+        tensor["rules"] = rows[seen.name].rules
+        if seen.travel is not None:
+            tensor["travel"]["identical_share"] = seen.travel.identical_share
+            bits = quantiles(seen.travel.headroom_bits)
+            tensor["travel"]["headroom_bits"] = dict(zip(("p5", "p50", "p95"), bits, strict=True))
+        for told, prognosis in zip(tensor["prognoses"], seen.prognoses, strict=True):
+            bits = quantiles(prognosis.headroom_bits)
+            told["headroom_bits"] = dict(zip(("p5", "p50", "p95"), bits, strict=True))
+    fields["next_update"] = [
+        {
+            "format": outlook.format,
+            "stored": outlook.stored,
+            "intended": outlook.intended,
+            "lost_share": outlook.lost_share,
+            "unchanged_share": outlook.unchanged_share,
+            "edq": outlook.edq,
+            "headroom_bits": dict(zip(("p5", "p50", "p95"), quantiles(outlook.headroom_bits), strict=True)),
+        }
+        for outlook in outlooks(contents)
+    ]
+    return fields
 
 
 def _optimizer(optimizer: Optimizer) -> dict[str, Any]:

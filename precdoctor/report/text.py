@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import click
 from tabulate import tabulate
 
-from precdoctor.report import trials_text, words
+from precdoctor.report import checkpoint_text, trials_text, words
 from precdoctor.report.cures import EDITABLE, can_be_tried, cures, tried
 from precdoctor.report.quantizer_rows import COLUMNS as QUANTIZER_COLUMNS
 from precdoctor.report.quantizer_rows import KEY as QUANTIZER_KEY
@@ -40,7 +40,8 @@ def render(report: Report) -> str:
         trials_text.render(report.trials, width),
         _quantizers(report, width),
         _parameters(table, width),
-        _footer(report, table, width),
+        *checkpoint_text.render(report, width),
+        _footer(report, table, width) if report.evidence.contents is None else _next(report),
     ]
     return showable("\n\n".join(part for part in parts if part) + "\n")
 
@@ -192,6 +193,10 @@ def _footer(report: Report, of: tuple[Row, ...], width: int) -> str:
 
 def _next(report: Report) -> str:
     run = report.evidence.run
+    if report.evidence.contents is not None:
+        if any(finding.prescriptions for finding in report.findings):
+            return f"Next: {click.style('precdoctor scan train.py', bold=True)} (the line that causes it)"
+        return f"Next: {click.style('--html report.html', bold=True)} (every tensor on a page)"
     in_program = run.target == "Doctor"  # there is no command to run again
     cured = [trial.remedy for trial in tried(report.trials) if trial.outcome == "cured"]
     if report.findings and not in_program and not report.trials and can_be_tried(report):

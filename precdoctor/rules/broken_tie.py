@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from precdoctor.evidence import Evidence, Place, Tie
+from precdoctor.evidence import Contents, Evidence, Place, Tie
 from precdoctor.rules.finding import Finding, Severity, Subject
 from precdoctor.rules.prescriptions import ranked
 from precdoctor.rules.reading import MIN_STEPS, locations
@@ -50,7 +50,8 @@ class BrokenTie(Rule):
     changes by 0.1 % of the norm; others when one rests while the other moves by 1 % or more, or when their
     distance grows by half of the change of the difference or more. It is an error where loading or a
     conversion of the model did it, or where what stands apart gets no gradient; else a warning: somebody may
-    have untied them on purpose.
+    have untied them on purpose. Of two checkpoints (`precdoctor diff`): names that share one storage in the
+    first file (a warning) or have equal bits there (a note) have different data in the second.
 
     ## Blind spots
 
@@ -83,7 +84,29 @@ class BrokenTie(Rule):
         for tie in evidence.ties:
             if is_broken(tie):
                 sorts.setdefault((tie.broken, _severity(tie)), []).append(tie)
-        return [cls._finding(members, key[1]) for key, members in sorts.items()]
+        found = [cls._finding(members, key[1]) for key, members in sorts.items()]
+        return found + ([] if evidence.contents is None else cls._in_files(evidence.contents))
+
+    @classmethod
+    def _in_files(cls, contents: Contents) -> list[Finding]:
+        """Return a finding for names that one file has the same data for, and the other does not."""
+        return [
+            Finding(
+                rule=cls.id,
+                name=cls.name,
+                severity="warning" if shared.by == "storage" else "note",
+                subjects=tuple(Subject(kind="parameter", name=name) for name in shared.names),
+                message=(
+                    f"{several(shared.names)} are "
+                    + ("stored once" if shared.by == "storage" else "equal to the last bit")
+                    + f" in {contents.files[0].path} and differ in {contents.files[1].path}."
+                ),
+                measured={"names": len(shared.names), "by": shared.by},
+                prescriptions=ranked([("re-tie", "tie them again before the optimizer is constructed")]),
+            )
+            for shared in contents.shared
+            if shared.broken
+        ]
 
     @classmethod
     def _finding(cls, ties: Sequence[Tie], severity: Severity) -> Finding:

@@ -22,6 +22,7 @@ from precdoctor.rules.low_precision_reduction import LowPrecisionReduction
 from precdoctor.rules.mask_overflow import MaskOverflow
 from precdoctor.rules.missing_gradient import MissingGradient
 from precdoctor.rules.needless_scaler import NeedlessScaler
+from precdoctor.rules.non_finite_checkpoint import NonFiniteCheckpoint
 from precdoctor.rules.non_finite_origin import NonFiniteOrigin
 from precdoctor.rules.one_sided_update import OneSidedUpdate
 from precdoctor.rules.orphan_parameter import OrphanParameter
@@ -37,11 +38,13 @@ from precdoctor.rules.stale_optimizer import StaleOptimizer
 from precdoctor.rules.stale_quantized_weight import StaleQuantizedWeight
 from precdoctor.rules.state_underflow import StateUnderflow
 from precdoctor.rules.stuck_counter import StuckCounter
+from precdoctor.rules.swallowed_next_update import SwallowedNextUpdate
 from precdoctor.rules.swallowed_update import SwallowedUpdate
 from precdoctor.rules.swallowed_weight_decay import SwallowedWeightDecay
 from precdoctor.rules.swamped_sum import SwampedSum
 from precdoctor.rules.truncated_checkpoint import TruncatedCheckpoint
 from precdoctor.rules.truncated_weight import TruncatedWeight
+from precdoctor.rules.unchanged_parameter import UnchangedParameter
 from precdoctor.rules.vanishing_epsilon import VanishingEpsilon
 
 CATALOGUE: tuple[type[Rule], ...] = (
@@ -84,5 +87,8 @@ CATALOGUE: tuple[type[Rule], ...] = (
     SaturatedQuantizer,  # PD604
     BrokenTie,  # PD605
     ContextFreePlateau,  # PD606
+    UnchangedParameter,  # PD701
     TruncatedCheckpoint,  # PD702
+    SwallowedNextUpdate,  # PD703
+    NonFiniteCheckpoint,  # PD704
 )

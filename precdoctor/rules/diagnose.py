@@ -8,6 +8,7 @@ from typing import Literal
 
 from precdoctor.evidence import Evidence
 from precdoctor.rules.catalogue import CATALOGUE
+from precdoctor.rules.checkpoint_signs import checkpoint_signs, summary
 from precdoctor.rules.finding import SEVERITIES, Diagnosis, Finding, VitalSign
 from precdoctor.rules.vital_signs import gradients_flowed, vital_signs, was_stepped
 from precdoctor.rules.wording import at, count
@@ -21,7 +22,8 @@ def diagnose(evidence: Evidence, select: Collection[str] = (), ignore: Collectio
     found = [finding for rule in CATALOGUE for finding in rule.criterion(evidence)]
     kept = _select(found, select, ignore)
     kept.sort(key=lambda f: (-SEVERITIES.index(f.severity), f.rule))
-    signs = vital_signs(evidence, kept)
+    contents = evidence.contents
+    signs = vital_signs(evidence, kept) if contents is None else checkpoint_signs(contents, kept)
     verdict, summary = _verdict(evidence, kept, signs)
     return Diagnosis(verdict=verdict, summary=summary, vital_signs=signs, findings=tuple(kept))
 
@@ -50,6 +52,8 @@ def _verdict(
     grave = [f for f in findings if f.severity != "note"]
     if grave:
         return "ill", _worst(grave)
+    if evidence.contents is not None:
+        return summary(evidence.contents)
     if not was_stepped(evidence):
         return "unknown", f"No optimizer step was seen{_because(evidence)}."
     if not gradients_flowed(evidence):

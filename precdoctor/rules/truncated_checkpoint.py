@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
-from precdoctor.evidence import Evidence, Snapshot
+from precdoctor.evidence import Contents, Evidence, Snapshot, Tensor
+from precdoctor.rules.checkpoints import elements, holds_state, is_low, subjects, trainable
 from precdoctor.rules.finding import Finding, Severity, Subject
 from precdoctor.rules.prescriptions import ranked
 from precdoctor.rules.reading import locations, stepped
@@ -34,6 +36,12 @@ class TruncatedCheckpoint(Rule):
     weights were loaded in 16 bits together with the state of their optimizer. Weights alone, to be used and
     not trained on, are no finding, nor are pretrained weights in 16 bits that a new optimizer starts from.
 
+    In checkpoints (`precdoctor diff`): weights are in float32 in the first file and in 16 bits in the second;
+    or they are in float32 and all their low bits are zero, down to those of a narrower format that is used
+    to its last bits, for half of the float32 elements that are not constant or more. A warning where the
+    last file holds the state of an optimizer, without float32 masters, so that training goes on from it;
+    else a note.
+
     ## Blind spots
 
     `torch.save`, `Module.load_state_dict` and `Optimizer.load_state_dict` are seen; files that other
@@ -57,12 +65,67 @@ class TruncatedCheckpoint(Rule):
     @classmethod
     def criterion(cls, evidence: Evidence) -> list[Finding]:
         """Return a finding per line that saves, and per one that loads what nobody was seen to save."""
+        if evidence.contents is not None:
+            return cls._in_files(evidence.contents)
         saved = [s for s in evidence.snapshots if s.kind == "saved" and _severity(s)]
         known = {s.loaded_back for s in saved}
         loaded = [
             s for s in evidence.snapshots if s.kind == "loaded" and s.with_optimizer and s.place not in known
         ]
         return [cls._finding(evidence, snapshot) for snapshot in (*saved, *loaded)]
+
+    @classmethod
+    def _in_files(cls, contents: Contents) -> list[Finding]:
+        """Return a finding for weights that were narrowed, and one for float32 that only pretends to be."""
+        weights = [t for t in trainable(contents) if not t.has_master]
+        narrowed = [t for t in weights if is_low(t.second) and t.first is not None and not is_low(t.first)]
+        full = [t for t in weights if t.last is not None and not is_low(t.last) and t.last.constant is None]
+        disguised = [t for t in full if t.last is not None and t.last.fits]
+        if 2 * elements(disguised) < elements(full):
+            disguised = []
+        return [cls._file_finding(contents, tensors) for tensors in (narrowed, disguised) if tensors]
+
+    @classmethod
+    def _file_finding(cls, contents: Contents, tensors: Sequence[Tensor]) -> Finding:
+        last, sample = tensors[0].last, tensors[0]
+        assert last is not None
+        held = last.fits or last.format
+        share = error = 0.0
+        weights, where = count(len(tensors), "weight"), contents.files[-1].path
+        if last.fits:
+            text = (
+                f"{weights} in {where} are {last.format}, and every value is one of {held}: the low bits are "
+                "zero. They were rounded, and the file is larger than what it holds"
+            )
+        else:
+            travels = [t.travel for t in tensors if t.travel is not None]
+            compared = sum(t.compared for t in travels) or 1
+            share = sum(t.rounding_share * t.compared for t in travels) / compared
+            error = max((t.rounding_error for t in travels), default=0.0)
+            before = sample.first.format if sample.first is not None else "float32"
+            text = f"{weights} are {before} in the first file and {held} in {where}"
+            if travels:
+                text += f": rounding changes {percent(share)} of the elements, by {number(error)} (rms)"
+            if travels and all(t.rounded for t in travels):
+                text += "; nothing else has changed"
+        goes_on = holds_state(contents)
+        if goes_on:
+            text += ". The state of an optimizer is beside them: training that goes on has lost the low bits"
+        return Finding(
+            rule=cls.id,
+            name=cls.name,
+            severity="warning" if goes_on else "note",
+            subjects=subjects(tensors),
+            message=text + ".",
+            measured={
+                "weights": len(tensors),
+                "elements": elements(tensors),
+                "format": held,
+                "changed_share": share,
+                "relative_error": error,
+            },
+            prescriptions=ranked([("full-checkpoint", "save the weights as they are trained")]),
+        )
 
     @classmethod
     def _finding(cls, evidence: Evidence, snapshot: Snapshot) -> Finding:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from precdoctor.diff.checkpoint import Entry
-from precdoctor.diff.look import same_bytes
+from precdoctor.checkpoints.checkpoint import Entry
+from precdoctor.checkpoints.look import same_bytes
 from precdoctor.evidence import SharedData, Tensor
 
 #: elements from which equal data is no chance

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from precdoctor.diff.bits import NARROWER, Bits, Layout, layout_of
-from precdoctor.diff.checkpoint import Entry
+from precdoctor.checkpoints.bits import NARROWER, Bits, Layout, layout_of
+from precdoctor.checkpoints.checkpoint import Entry
 from precdoctor.evidence import Stored
 
 #: elements from which a tensor tells that it is a narrower format in disguise: each of random float32 has

@@ -8,15 +8,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from precdoctor.diff.checkpoint import Checkpoint, CheckpointError, Entry
-from precdoctor.diff.look import compare, look_at
-from precdoctor.diff.names import matched, plain
-from precdoctor.diff.open import open_checkpoint
-from precdoctor.diff.optimizers import OptimizerState, Owned, looks_like_buffer, optimizers
-from precdoctor.diff.prognosis import Outlook, outlook
-from precdoctor.diff.replay import kind_of, name_of
-from precdoctor.diff.shared import shared_data
-from precdoctor.diff.sources import FileRange
+from precdoctor.checkpoints.checkpoint import Checkpoint, CheckpointError, Entry
+from precdoctor.checkpoints.look import compare, look_at
+from precdoctor.checkpoints.names import matched, plain
+from precdoctor.checkpoints.open import open_checkpoint
+from precdoctor.checkpoints.optimizers import OptimizerState, Owned, looks_like_buffer, optimizers
+from precdoctor.checkpoints.prognosis import LEAST, MOST, Outlook, outlook
+from precdoctor.checkpoints.replay import kind_of, name_of
+from precdoctor.checkpoints.shared import shared_data
+from precdoctor.checkpoints.sources import FileRange
 from precdoctor.evidence import CheckpointFile, Contents, Tensor
 from precdoctor.formats import Format
 
@@ -63,8 +63,10 @@ def look_through(
                 done += sum(f.entries[name].nbytes for f in files if name in f.entries)
                 progress(done, total)
         tensors = {name: seen[name] for name in names}
+        limit = max(LEAST, MOST // max(len(last.owned), 1))
         for name, owned in last.owned.items():
-            tensors[name] = _with_outlook(tensors[name], outlook(last.entries[name], owned, formats))
+            seen_ahead = outlook(last.entries[name], owned, formats, limit)
+            tensors[name] = _with_outlook(tensors[name], seen_ahead)
     shared = shared_data(files[0].entries, last.entries if second is not None else None, tensors)
     contents = Contents(
         files=tuple(_file(file) for file in files),
@@ -134,7 +136,12 @@ def _tensor(name: str, files: Sequence[_File]) -> Tensor:
 
 def _with_outlook(tensor: Tensor, seen: Outlook) -> Tensor:
     return replace(
-        tensor, kind="parameter", prognoses=seen.prognoses, driven=seen.driven, has_master=seen.has_master
+        tensor,
+        kind="parameter",
+        prognoses=seen.prognoses,
+        driven=seen.driven,
+        has_master=seen.has_master,
+        extra_state=seen.extra_state,
     )
 
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from precdoctor.diff.checkpoint import Checkpoint, CheckpointError, Entry
-from precdoctor.diff.sources import FileRange, size_of
+from precdoctor.checkpoints.checkpoint import Checkpoint, CheckpointError, Entry
+from precdoctor.checkpoints.sources import FileRange, size_of
 
 #: largest header that the format's own library accepts, in bytes
 MAX_HEADER = 100_000_000

@@ -6,6 +6,7 @@ class is told from the names of its state and hyper-parameters.
 
 from __future__ import annotations
 
+import collections
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from precdoctor.diff.optimizers import Owned
+from precdoctor.checkpoints.optimizers import Owned
 
 #: takes weights, state and hyper-parameters
 Gradient = Callable[[Tensor, Mapping[str, Tensor], Mapping[str, Any]], Tensor]
@@ -88,6 +89,14 @@ _KINDS = (
          assumed="leaves the momentum (momentum_buffer) as it is"),
 )  # fmt: skip
 
+#: keys of all state that torch's own optimizers keep
+PLAIN = frozenset(
+    (
+        "step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "mu_product", "square_avg", "acc_delta",
+        "grad_avg", "momentum_buffer", "sum", "prev", "step_size",
+    )
+)  # fmt: skip
+
 
 def kind_of(owned: Owned) -> Kind | None:
     """Return the optimizer that such state is of; None for one that is not known here."""
@@ -121,9 +130,12 @@ def next_update(weight: Tensor, owned: Owned, state: Mapping[str, Tensor]) -> Te
     # the plain loop, whatever implementation the group asks for
     plain = {k: False for k in ("foreach", "fused", "capturable", "differentiable") if k in known}
     settings = {k: _plain(v) for k, v in owned.group.items() if k in known and v is not None}
-    optimizer = optimizer_type([parameter], **{**settings, **plain})
-    if "decoupled_weight_decay" in owned.group:
-        optimizer.param_groups[0]["decoupled_weight_decay"] = owned.group["decoupled_weight_decay"]
+    defaults = {k: p.default for k, p in known.items() if p.default is not p.empty}
+    # made without its constructor, which loads torch's compiler: seconds
+    optimizer = object.__new__(optimizer_type)
+    optimizer.defaults, optimizer.state = {}, collections.defaultdict(dict)
+    decoupled = {"decoupled_weight_decay": bool(owned.group.get("decoupled_weight_decay", False))}
+    optimizer.param_groups = [{**defaults, **settings, **decoupled, **plain, "params": [parameter]}]
     kept = {key: value.clone() for key, value in state.items()}
     if "step" in owned.numbers and "step" not in kept:
         kept["step"] = torch.tensor(float(owned.numbers["step"]))

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from precdoctor.diff.checkpoint import Checkpoint, CheckpointError, Entry
-from precdoctor.diff.sources import FileRange, Loaded, Strided, size_of
+from precdoctor.checkpoints.checkpoint import Checkpoint, CheckpointError, Entry
+from precdoctor.checkpoints.sources import FileRange, Loaded, Strided, size_of
 
 #: tensors whose bytes are their elements
 _PLAIN = (torch.Tensor, torch.nn.Parameter)

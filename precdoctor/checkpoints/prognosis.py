@@ -8,17 +8,19 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from precdoctor.diff.bits import layout_of
-from precdoctor.diff.checkpoint import Entry
-from precdoctor.diff.comparison import histogram
-from precdoctor.diff.optimizers import Owned
-from precdoctor.diff.replay import kind_of, next_update
+from precdoctor.checkpoints.bits import layout_of
+from precdoctor.checkpoints.checkpoint import Entry
+from precdoctor.checkpoints.comparison import histogram
+from precdoctor.checkpoints.optimizers import Owned
+from precdoctor.checkpoints.replay import PLAIN, kind_of, next_update
 from precdoctor.evidence import Prognosis
 from precdoctor.formats import Format
 from precdoctor.numerics import edq, format_of, headroom_bits, round_to
 
-#: elements of a parameter up to which all are replayed; of larger ones this many, in `_RUNS` runs
-MOST, _RUNS = 1 << 18, 64
+#: elements that are replayed in all, shared out among the parameters, but this many of each at least
+MOST, LEAST = 1 << 22, 1 << 14
+#: stretches of a larger parameter that these are taken from
+_RUNS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,17 +32,20 @@ class Outlook:
     driven: bool = False
     #: state holds the weight in more digits
     has_master: bool = False
+    #: keys of state that the plain optimizer does not have
+    extra_state: tuple[str, ...] = ()
 
 
-def outlook(weight: Entry, owned: Owned, formats: Sequence[Format]) -> Outlook:
+def outlook(weight: Entry, owned: Owned, formats: Sequence[Format], limit: int) -> Outlook:
     """Return how the next update of a parameter fares in the stored format and in others.
 
-    Empty where the optimizer is not known or keeps nothing that tells the gradient.
+    Of parameters with more than ``limit`` elements, runs that are spread evenly are replayed. Empty where
+    the optimizer is not known or keeps nothing that tells the gradient.
     """
     kind, layout = kind_of(owned), layout_of(weight.dtype)
     if kind is None or layout is None or not weight.numel:
         return Outlook(driven=False)
-    runs = _runs(weight.numel)
+    runs = _runs(weight.numel, limit)
     values = _decoded(weight, runs)
     state: dict[str, torch.Tensor] = {}
     master: tuple[torch.Tensor, Format] | None = None
@@ -67,6 +72,7 @@ def outlook(weight: Entry, owned: Owned, formats: Sequence[Format]) -> Outlook:
         prognoses=tuple(_prognosis(values, update, fmt, fmt == stored) for fmt in wanted),
         driven=bool(memory.any()),
         has_master=master is not None,
+        extra_state=tuple(key for key in state if key not in PLAIN),
     )
 
 
@@ -91,11 +97,11 @@ def _prognosis(weight: torch.Tensor, update: torch.Tensor, fmt: Format, stored: 
     )
 
 
-def _runs(numel: int) -> list[tuple[int, int]]:
+def _runs(numel: int, limit: int) -> list[tuple[int, int]]:
     """Return the elements to replay: all, or runs that are spread evenly."""
-    if numel <= MOST:
+    if numel <= limit:
         return [(0, numel)]
-    length = MOST // _RUNS
+    length = limit // _RUNS
     starts = np.linspace(0, numel - length, _RUNS).astype(int).tolist()
     return [(start, start + length) for start in starts]
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from precdoctor.diff.checkpoint import Entry
+from precdoctor.checkpoints.checkpoint import Entry
 
 Path = tuple[str, ...]
 #: names that buffers have by custom; only used where a file does not tell what is trained

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from precdoctor.diff.checkpoint import Checkpoint, CheckpointError, Entry
-from precdoctor.diff.sources import Loaded, size_of
-from precdoctor.diff.torch_file import refusal
+from precdoctor.checkpoints.checkpoint import Checkpoint, CheckpointError, Entry
+from precdoctor.checkpoints.sources import Loaded, size_of
+from precdoctor.checkpoints.torch_file import refusal
 
 INDEX = ".metadata"
 #: what an index may be made of, by module

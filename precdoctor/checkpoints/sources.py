@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from precdoctor.diff.checkpoint import CheckpointError
+from precdoctor.checkpoints.checkpoint import CheckpointError
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from precdoctor.diff.bits import Bits, Farthest, Layout, ulps_between
+from precdoctor.checkpoints.bits import Bits, Farthest, Layout, ulps_between
 from precdoctor.evidence import Histogram, Travel
 from precdoctor.numerics import half_ulp, headroom_bits
 

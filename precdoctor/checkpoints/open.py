@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from precdoctor.diff import distributed, safetensors, torch_file
-from precdoctor.diff.checkpoint import Checkpoint, CheckpointError
+from precdoctor.checkpoints import distributed, safetensors, torch_file
+from precdoctor.checkpoints.checkpoint import Checkpoint, CheckpointError
 
 READABLE = "safetensors, torch.save, or a directory of shards or of a torch distributed checkpoint"
 #: file names under which trainers keep the optimizer's state beside the weights

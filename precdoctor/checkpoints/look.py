@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from precdoctor.diff.bits import Bits, Layout, layout_of, magnitudes
-from precdoctor.diff.census import Census
-from precdoctor.diff.checkpoint import Entry
-from precdoctor.diff.comparison import Comparison
+from precdoctor.checkpoints.bits import Bits, Layout, layout_of, magnitudes
+from precdoctor.checkpoints.census import Census
+from precdoctor.checkpoints.checkpoint import Entry
+from precdoctor.checkpoints.comparison import Comparison
 from precdoctor.evidence import Stored, Travel
 
 #: bytes that are looked at in one go: they stay in the processor's cache while they are
