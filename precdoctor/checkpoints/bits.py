@@ -94,7 +94,10 @@ class Farthest:
         self._flags = np.empty(part, np.bool_)
 
     def __call__(self, a: Bits, b: Bits, first: Bits, second: Bits) -> int:
-        """Return the largest distance of ``a`` and ``b``, whose magnitudes are ``first`` and ``second``."""
+        """Return the largest distance of ``a`` and ``b``, whose magnitudes are ``first`` and ``second``.
+
+        What is not finite is left out: it has no distance.
+        """
         count, mask = len(a), self._layout.unsigned.type(self._layout.magnitude)
         high, low = self._work[0, :count], self._work[1, :count]
         flags = self._flags[:count]
@@ -105,7 +108,14 @@ class Farthest:
         np.subtract(high, low, out=high)
         if len(opposite):
             high[opposite] = first[opposite] + second[opposite]
-        return int(high.max())
+        farthest = int(high.max())
+        if farthest >= self._layout.beyond >> 1 and self._not_finite(first, second):
+            fine = (first < self._layout.beyond) & (second < self._layout.beyond)
+            farthest = int(high[fine].max(initial=0))
+        return farthest
+
+    def _not_finite(self, first: Bits, second: Bits) -> bool:
+        return int(first.max()) >= self._layout.beyond or int(second.max()) >= self._layout.beyond
 
 
 def _layout(dtype: torch.dtype) -> Layout:

@@ -114,12 +114,17 @@ class Census:
             nan=self._nan,
             infinite=self._infinite,
             largest=_value(self._top, layout),
-            constant=_value(self._first, layout) if self._constant and self._first is not None else None,
+            constant=self._value_of_all(layout),
             ones=self._ones,
             fits=self._fits(layout),
             monotonic=entry.numel >= 4 and (self._rises or self._falls),
             is_mask=self._mask and not self._constant,
         )
+
+    def _value_of_all(self, layout: Layout) -> float | None:
+        if self._first is None or not self._constant or self._nan:
+            return None
+        return _value(self._first, layout)
 
     def _fits(self, layout: Layout) -> str:
         """Return the narrowest format left that is used down to its last two bits."""

@@ -14,13 +14,14 @@ from precdoctor.rules.reading import merged
 from precdoctor.rules.wording import number, size
 
 #: columns of the table of tensors, for two files and for one
-PAIR_COLUMNS = ("format", "elements", "identical", "ulps", "most", "headroom", "remarks", "findings")
+PAIR_COLUMNS = ("format", "elements", "identical", "ulps", "largest", "headroom", "remarks", "findings")
 ONE_COLUMNS = ("format", "elements", "largest", "next update", "headroom", "remarks", "findings")
 #: those of the table of formats
 OUTLOOK_COLUMNS = ("format", "lost", "unchanged", "EDQ", "headroom")
 PAIR_KEY = (
-    "identical: share of the elements whose bits are the same. ulps: median distance of the others, in steps "
-    "from one value of the format to the next. headroom: bits, median, of their travel over half an ulp."
+    "identical: share of the elements whose bits are the same. ulps, largest: median and largest distance of "
+    "the others, in steps from one value of the format to the next. headroom: bits, median, of their travel "
+    "over half an ulp."
 )
 ONE_KEY = (
     "next update: share of it that would be lost in the stored format. headroom: bits, median; below 0 the "
@@ -77,8 +78,10 @@ def _row(tensor: Tensor, contents: Contents, named: Sequence[tuple[Severity, str
         share = None if travel is None else travel.identical_share
         cells = (
             words.percent(share) if travel is not None else "yes" if tensor.identical else "-",
-            number(travel.ulps_median) if travel is not None and moved and travel.sampled else "-",
-            number(travel.ulps_max) if travel is not None and moved else "-",
+            words.count(round(travel.ulps_median))
+            if travel is not None and moved and travel.sampled
+            else "-",
+            words.count(round(travel.ulps_max)) if travel is not None and moved else "-",
             words.bits(quantiles(travel.headroom_bits)[1]) if travel is not None else "-",
         )
     else:
@@ -192,15 +195,21 @@ def missing(contents: Contents) -> list[tuple[str, list[str]]]:
     return [(path, names) for path, names in only if names]
 
 
-def headroom_of_travel(contents: Contents) -> Histogram:
-    """Return the headroom of the travel of all moved elements, every tensor counting the same."""
+def headroom_parts(report: Report, rows: Sequence[TensorRow]) -> list[tuple[bool, Histogram]]:
+    """Return for each weight whether a finding names it, and the headroom of its travel or next update."""
+    contents = report.evidence.contents
+    assert contents is not None
     parts = []
-    for tensor in contents.tensors:
-        histogram = tensor.travel.headroom_bits if tensor.travel is not None else None
+    for row in rows:
+        tensor, histogram = row.tensor, None
+        if len(contents.files) == 2:
+            histogram = tensor.travel.headroom_bits if tensor.travel is not None else None
+        else:
+            stored = next((p for p in tensor.prognoses if p.stored), None)
+            histogram = stored.headroom_bits if stored is not None else None
         if tensor.kind == "parameter" and histogram is not None and histogram.total:
-            counts = tuple(count / histogram.total for count in histogram.counts)
-            parts.append(Histogram(low=histogram.low, width=histogram.width, counts=counts))
-    return merged(parts)
+            parts.append((row.ill, histogram))
+    return parts
 
 
 def file_line(contents: Contents, index: int) -> str:

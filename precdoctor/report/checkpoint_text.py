@@ -26,7 +26,7 @@ from precdoctor.rules.wording import several
 #: tensors shown; all of them are in the JSON and HTML reports
 MOST = 20
 #: columns that are left out where the terminal is narrow, the first first
-_DISPENSABLE = ("elements", "most", "largest", "remarks")
+_DISPENSABLE = ("elements", "largest", "remarks")
 
 
 def render(report: Report, width: int) -> list[str]:

@@ -13,7 +13,8 @@ import jinja2
 from markupsafe import Markup
 
 from precdoctor.evidence import Evidence, Example, Place
-from precdoctor.report import figures, words
+from precdoctor.report import checkpoint_html, figures, words
+from precdoctor.report.checkpoint_rows import file_line
 from precdoctor.report.cures import Cure, compared_with, cures, reason, tried, verdict
 from precdoctor.report.quantizer_rows import COLUMNS as QUANTIZER_COLUMNS
 from precdoctor.report.quantizer_rows import KEY as QUANTIZER_KEY
@@ -83,6 +84,7 @@ def _content(report: Report) -> dict[str, Any]:
         "quantizers_total": len(quantizer_rows(report)),
         "quantizer_columns": QUANTIZER_COLUMNS,
         "quantizer_key": QUANTIZER_KEY,
+        "checkpoints": checkpoint_html.content(report),
         "rows": ordered[:_ROWS_WITHOUT_SCRIPT],
         "total": len(table),
         "ill_total": sum(1 for row in table if row.ill),
@@ -228,6 +230,8 @@ def _rounded(value: float | None) -> float | None:
 
 def _facts(evidence: Evidence) -> list[tuple[str, str]]:
     run = evidence.run
+    if evidence.contents is not None:
+        return [(name, words.printable(value)) for name, value in _file_facts(evidence) if value]
     elements = sum(parameter.numel for parameter in evidence.parameters)
     watched = sum(parameter.watched for parameter in evidence.parameters)
     facts = [
@@ -244,6 +248,20 @@ def _facts(evidence: Evidence) -> list[tuple[str, str]]:
         ("Device", run.device),
     ]
     return [(name, words.printable(value)) for name, value in facts if value]
+
+
+def _file_facts(evidence: Evidence) -> list[tuple[str, str]]:
+    run, contents = evidence.run, evidence.contents
+    assert contents is not None
+    names = ("First file", "Second file") if len(contents.files) == 2 else ("File",)
+    return [
+        *((name, file_line(contents, index)) for index, name in enumerate(names)),
+        ("Command", words.command(run)),
+        ("Started", run.started),
+        ("Time", words.duration(run.seconds)),
+        ("torch", run.torch),
+        ("Python", run.python),
+    ]
 
 
 def _optimizers(evidence: Evidence) -> list[str]:

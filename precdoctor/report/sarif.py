@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path, PurePath
 from typing import Any
 
+from precdoctor.evidence import Contents
 from precdoctor.report.cures import cures
 from precdoctor.report.report import Report
 from precdoctor.rules import CATALOGUE, Finding, Location
@@ -30,7 +31,9 @@ def render(report: Report) -> str:
                 },
                 # a script that failed was still observed: the log is of the observation
                 "invocations": [{"executionSuccessful": True, "arguments": [run.target, *run.argv]}],
-                "results": [_result(finding, report.trials) for finding in report.findings],
+                "results": [
+                    _result(finding, report.trials, report.evidence.contents) for finding in report.findings
+                ],
             }
         ],
     }
@@ -48,8 +51,10 @@ def _rules() -> list[dict[str, Any]]:
     ]
 
 
-def _result(finding: Finding, trials: Sequence[Trial]) -> dict[str, Any]:
+def _result(finding: Finding, trials: Sequence[Trial], contents: Contents | None = None) -> dict[str, Any]:
     # SARIF shows a result at its first location: the cause, where one is known
+    if contents is not None:
+        return _in_file(finding, contents.files[-1].path)
     places = sorted(finding.locations, key=lambda location: location.role != "cause")
     subjects = [{"name": s.name, "kind": s.kind} for s in finding.subjects]
     return {
@@ -61,6 +66,22 @@ def _result(finding: Finding, trials: Sequence[Trial]) -> dict[str, Any]:
     }
 
 
+def _in_file(finding: Finding, path: str) -> dict[str, Any]:
+    """Return a finding about a checkpoint: its location is the file, which has no lines."""
+    subjects = [{"name": s.name, "kind": s.kind} for s in finding.subjects]
+    where = {"physicalLocation": {"artifactLocation": {"uri": _uri(path)}}, "logicalLocations": subjects}
+    return {
+        "ruleId": finding.rule,
+        "level": finding.severity,
+        "message": {"text": finding.message},
+        "locations": [where],
+    }
+
+
+def _uri(path: str) -> str:
+    return Path(path).as_uri() if PurePath(path).is_absolute() else PurePath(path).as_posix()
+
+
 def _cured(finding: Finding, trials: Sequence[Trial]) -> str:
     """Return which cures of the finding worked, as a sentence to append."""
     labels = [cure.label for cure in cures(finding, trials) if cure.status == "cured"]
@@ -69,13 +90,11 @@ def _cured(finding: Finding, trials: Sequence[Trial]) -> str:
 
 def _physical(location: Location) -> dict[str, Any]:
     place = location.place
-    absolute = PurePath(place.file).is_absolute()
-    uri = Path(place.file).as_uri() if absolute else PurePath(place.file).as_posix()
     said = location.role if place.certain else f"likely {location.role}"
     region: dict[str, Any] = {"startLine": place.line}
     if place.code:
         region["snippet"] = {"text": place.code}
     return {
-        "physicalLocation": {"artifactLocation": {"uri": uri}, "region": region},
+        "physicalLocation": {"artifactLocation": {"uri": _uri(place.file)}, "region": region},
         "message": {"text": said},
     }

@@ -96,8 +96,8 @@ class UnchangedParameter(Rule):
         ones = [t for t in tensors if is_all_ones(t)]
         half = min(t.travel.half_ulp_low for t in tensors if t.travel is not None)
         passed, typical = _passed(moved) or 0.0, _typical(moved)
-        text = f"{count(len(tensors), 'weight')} of {count(len(tensors) + len(moved), 'weight')}"
-        text += f" ({count(elements(tensors), 'element')}) are identical to the last bit in both files"
+        text = f"{len(tensors):,} of {count(len(tensors) + len(moved), 'weight')} "
+        text += f"({count(elements(tensors), 'element')}) are identical to the last bit in both files"
         if ones:
             which = "all" if len(ones) == len(tensors) else f"{len(ones)}"
             text += f", {which} of them exactly 1.0 in every element"
@@ -112,7 +112,7 @@ class UnchangedParameter(Rule):
         elif severity == "warning":
             text += (
                 f". Half an ulp of {several(formats)} is {number(half)} or more there, and no element "
-                f"anywhere moved over more than {number(passed)}; the others moved by {number(typical)} "
+                f"that moved anywhere had more than {number(passed)}; those moved by {number(typical)} "
                 "(median). Rounding explains it, unless they are frozen on purpose"
             )
         else:

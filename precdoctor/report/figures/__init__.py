@@ -1,7 +1,7 @@
 """Pictures of a report as inline SVG; text stays text, colours follow the page's theme."""
 
 from precdoctor.report.figures.fever import fever_chart
-from precdoctor.report.figures.headroom import headroom_histogram
+from precdoctor.report.figures.headroom import headroom_bars, headroom_histogram
 from precdoctor.report.figures.losses import loss_curve
 from precdoctor.report.figures.number_line import NumberLine, number_line
 from precdoctor.report.figures.trials import edq_bars, smoothing, trial_losses
@@ -10,6 +10,7 @@ __all__ = [
     "NumberLine",
     "edq_bars",
     "fever_chart",
+    "headroom_bars",
     "headroom_histogram",
     "loss_curve",
     "number_line",

@@ -20,21 +20,34 @@ _NEAR, _FAR = 4.0, 26.0
 
 def headroom_histogram(rows: Sequence[Row], *, prefix: str) -> str | None:
     """Draw the headroom of all updates; every parameter counts the same, however large. None without any."""
-    seen = [row for row in rows if row.parameter.updates and row.parameter.updates.headroom_bits.total > 0]
+    parts = [(row.ill, row.parameter.updates.headroom_bits) for row in rows if row.parameter.updates]
+    return headroom_bars(parts, prefix=prefix)
+
+
+def headroom_bars(
+    parts: Sequence[tuple[bool, Histogram]],
+    *,
+    prefix: str,
+    title: str = "Headroom of the updates",
+    what: str = "intended update",
+    plural: str = "updates",
+    unit: str = "parameters",
+) -> str | None:
+    """Draw the headroom of what moves weights, a histogram per weight with whether a finding names it."""
+    seen = [(ill, histogram) for ill, histogram in parts if histogram.total > 0]
     if not seen:
         return None
     edges = np.arange(-_FAR, _FAR + _WIDTH_BITS, _WIDTH_BITS)
     ill, others = np.zeros(len(edges) - 1), np.zeros(len(edges) - 1)
-    for row in seen:
-        assert row.parameter.updates is not None
-        _add(ill if row.ill else others, row.parameter.updates.headroom_bits)
+    for is_ill, histogram in seen:
+        _add(ill if is_ill else others, histogram)
     total = ill + others
     below = float(total[edges[:-1] < 0].sum() / total.sum())
-    median_below = sum(1 for row in seen if (row.headroom_bits[1] or 0) < 0)
+    median_below = sum(1 for _, histogram in seen if (histogram.quantile(0.5) or 0) < 0)
     description = (
-        f"{words.percent(below)} of the updates lie below 0 bits and are lost to round-to-nearest, every "
-        f"parameter counting the same. So does the median of {words.count(median_below)} of "
-        f"{words.count(len(seen))} parameters."
+        f"{words.percent(below)} of the {plural} lie below 0 bits and are lost to round-to-nearest, every "
+        f"{unit.removesuffix('s')} counting the same. So does the median of {words.count(median_below)} of "
+        f"{words.count(len(seen))} {unit}."
     )
     with style():
         figure = new_figure(250)
@@ -45,8 +58,8 @@ def headroom_histogram(rows: Sequence[Row], *, prefix: str) -> str | None:
         axes.axvspan(low, 0, color=ILL, alpha=0.08, linewidth=0)
         axes.axvline(0, color=INK, linewidth=1.2)
         for counts, base, colour, label in (
-            (others, np.zeros_like(ill), CALM, "other parameters"),
-            (ill, others, ILL, "parameters with a finding"),
+            (others, np.zeros_like(ill), CALM, f"other {unit}"),
+            (ill, others, ILL, f"{unit} with a finding"),
         ):
             if counts.any():
                 axes.bar(
@@ -54,8 +67,8 @@ def headroom_histogram(rows: Sequence[Row], *, prefix: str) -> str | None:
                     align="edge", color=colour, linewidth=0, label=label,
                 )  # fmt: skip
         axes.set_xlim(low, high)
-        axes.set_xlabel("headroom in bits: log2(intended update / half an ulp of the weight)")
-        axes.set_ylabel("parameters")
+        axes.set_xlabel(f"headroom in bits: log2({what} / half an ulp of the weight)")
+        axes.set_ylabel(unit)
         axes.yaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
         axes.xaxis.set_major_locator(MaxNLocator(nbins=9, integer=True))
         axes.tick_params(length=3)
@@ -68,7 +81,7 @@ def headroom_histogram(rows: Sequence[Row], *, prefix: str) -> str | None:
                 ha=align, va="bottom", color=colour, annotation_clip=False,
             )  # fmt: skip
         axes.legend(loc="upper right", frameon=False, labelcolor=MUTED, handlelength=1, handleheight=1)
-        return to_svg(figure, prefix=prefix, title="Headroom of the updates", description=description)
+        return to_svg(figure, prefix=prefix, title=title, description=description)
 
 
 def _add(counts: NDArray[np.float64], histogram: Histogram) -> None:
