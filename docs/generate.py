@@ -62,13 +62,16 @@ def rule_page(rule: type[Rule]) -> str:
         (line.split(":", 1)[1].strip() + " " for line in source.splitlines() if "scan with:" in line), ""
     )
     files = next((line.split(":", 1)[1].strip() for line in source.splitlines() if "diff with:" in line), "")
+    program = f"sample_models/rules/{rule.example}"
     found = (
-        f"""`precdoctor scan {options}sample_models/rules/{rule.example}` finds it at the line marked `# expect`;
-with `--healthy` after the file's name the same program is healthy."""
-        if not files
-        else f"""`python sample_models/rules/{rule.example}` writes checkpoints, and `precdoctor diff {files}` finds it
-in them; with `--healthy` after the program's name they are healthy."""
+        f"`precdoctor scan {options}{program}` finds it at the line marked `# expect`;\n"
+        "with `--healthy` after the file's name the same program is healthy."
     )
+    if files:
+        found = (
+            f"`python {program}` writes checkpoints, and `precdoctor diff {files}` finds it\n"
+            "in them; with `--healthy` after the program's name they are healthy."
+        )
     return f"""# {rule.id} {rule.name}
 
 {inspect.cleandoc(rule.__doc__ or "")}

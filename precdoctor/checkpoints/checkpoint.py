@@ -24,12 +24,16 @@ class Opened(Protocol):
         """Return the bytes from start to stop; they are valid until the next call."""
         ...
 
+    def close(self) -> None:
+        """Let go of the file, or of the memory."""
+        ...
+
 
 class Source(Protocol):
     """Where the bytes of a tensor are."""
 
     def open(self) -> Opened:
-        """Prepare to read; what this loads is freed with its result."""
+        """Prepare to read; `contextlib.closing` ends it."""
         ...
 
 

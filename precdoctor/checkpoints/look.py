@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,11 +22,11 @@ def look_at(entry: Entry) -> Stored:
     """Return what one tensor is like."""
     census, layout = Census(entry), layout_of(entry.dtype)
     if layout is not None:
-        opened = entry.source.open()
         work = np.empty(PART // layout.unsigned.itemsize, layout.unsigned)
-        for start in range(0, entry.nbytes, PART):
-            bits = opened.read(start, min(start + PART, entry.nbytes)).view(layout.unsigned)
-            census.see(bits, magnitudes(bits, layout, work[: len(bits)]))
+        with closing(entry.source.open()) as opened:
+            for start in range(0, entry.nbytes, PART):
+                bits = opened.read(start, min(start + PART, entry.nbytes)).view(layout.unsigned)
+                census.see(bits, magnitudes(bits, layout, work[: len(bits)]))
     return census.result()
 
 
@@ -56,26 +57,27 @@ def compare(first: Entry, second: Entry) -> Pair:
 
 def same_bytes(first: Entry, second: Entry) -> bool:
     """Tell whether two tensors of one dtype and shape have the same bits."""
-    one, other = first.source.open(), second.source.open()
-    for start in range(0, first.nbytes, PART):
-        stop = min(start + PART, first.nbytes)
-        if not np.array_equal(one.read(start, stop), other.read(start, stop)):
-            return False
+    with closing(first.source.open()) as one, closing(second.source.open()) as other:
+        for start in range(0, first.nbytes, PART):
+            stop = min(start + PART, first.nbytes)
+            if not np.array_equal(one.read(start, stop), other.read(start, stop)):
+                return False
     return True
 
 
 def _one_format(first: Entry, second: Entry, layout: Layout) -> Pair:
     censuses = Census(first), Census(second)
     comparison = Comparison(layout, first.numel, PART // layout.unsigned.itemsize)
-    one, other = first.source.open(), second.source.open()
     work = np.empty((2, PART // layout.unsigned.itemsize), layout.unsigned)
-    for start in range(0, first.nbytes, PART):
-        stop = min(start + PART, first.nbytes)
-        a, b = one.read(start, stop).view(layout.unsigned), other.read(start, stop).view(layout.unsigned)
-        without_sign = magnitudes(a, layout, work[0, : len(a)]), magnitudes(b, layout, work[1, : len(b)])
-        censuses[0].see(a, without_sign[0])
-        censuses[1].see(b, without_sign[1])
-        comparison.see(a, b, without_sign)
+    with closing(first.source.open()) as one, closing(second.source.open()) as other:
+        for start in range(0, first.nbytes, PART):
+            stop = min(start + PART, first.nbytes)
+            a = one.read(start, stop).view(layout.unsigned)
+            b = other.read(start, stop).view(layout.unsigned)
+            without_sign = magnitudes(a, layout, work[0, : len(a)]), magnitudes(b, layout, work[1, : len(b)])
+            censuses[0].see(a, without_sign[0])
+            censuses[1].see(b, without_sign[1])
+            comparison.see(a, b, without_sign)
     return Pair(censuses[0].result(), censuses[1].result(), comparison.result(), comparison.identical)
 
 
@@ -85,25 +87,26 @@ def _two_formats(first: Entry, second: Entry, one: Layout, other: Layout) -> Pai
     censuses = Census(first), Census(second)
     part = PART // max(one.unsigned.itemsize, other.unsigned.itemsize)
     comparison = Comparison(coarse, first.numel, part)
-    sources = first.source.open(), second.source.open()
     changed, noise, power = 0, 0.0, 0.0
-    for start in range(0, first.numel, part):
-        stop = min(start + part, first.numel)
-        parts: list[Bits] = []
-        for layout, source, census in zip((one, other), sources, censuses, strict=True):
-            width = layout.unsigned.itemsize
-            bits = source.read(start * width, stop * width).view(layout.unsigned)
-            census.see(bits, magnitudes(bits, layout))
-            if layout is not coarse:
-                exact = layout.tensor(bits)
-                rounded = exact.to(coarse.dtype)
-                error = torch.nan_to_num(rounded.double() - exact.double(), posinf=0.0, neginf=0.0)
-                changed += int(error.count_nonzero())
-                noise += float(error.square().sum())
-                power += float(torch.nan_to_num(exact.double(), posinf=0.0, neginf=0.0).square().sum())
-                bits = coarse.encode(rounded)
-            parts.append(bits)
-        comparison.see(parts[0], parts[1], (magnitudes(parts[0], coarse), magnitudes(parts[1], coarse)))
+    with ExitStack() as stack:
+        sources = [stack.enter_context(closing(entry.source.open())) for entry in (first, second)]
+        for start in range(0, first.numel, part):
+            stop = min(start + part, first.numel)
+            parts: list[Bits] = []
+            for layout, source, census in zip((one, other), sources, censuses, strict=True):
+                width = layout.unsigned.itemsize
+                bits = source.read(start * width, stop * width).view(layout.unsigned)
+                census.see(bits, magnitudes(bits, layout))
+                if layout is not coarse:
+                    exact = layout.tensor(bits)
+                    rounded = exact.to(coarse.dtype)
+                    error = torch.nan_to_num(rounded.double() - exact.double(), posinf=0.0, neginf=0.0)
+                    changed += int(error.count_nonzero())
+                    noise += float(error.square().sum())
+                    power += float(torch.nan_to_num(exact.double(), posinf=0.0, neginf=0.0).square().sum())
+                    bits = coarse.encode(rounded)
+                parts.append(bits)
+            comparison.see(parts[0], parts[1], (magnitudes(parts[0], coarse), magnitudes(parts[1], coarse)))
     travel = comparison.result(
         rounded=other is coarse and comparison.identical,
         rounding_share=changed / first.numel if first.numel else 0.0,

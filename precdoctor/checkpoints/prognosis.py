@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -107,15 +108,18 @@ def _runs(numel: int, limit: int) -> list[tuple[int, int]]:
 
 
 def _decoded(entry: Entry, runs: Sequence[tuple[int, int]]) -> torch.Tensor:
-    layout, opened = layout_of(entry.dtype), entry.source.open()
+    layout = layout_of(entry.dtype)
     assert layout is not None
     width = layout.unsigned.itemsize
-    parts = [layout.decode(opened.read(a * width, b * width).view(layout.unsigned)) for a, b in runs]
-    return torch.cat([part.clone() for part in parts])
+    with closing(entry.source.open()) as opened:
+        return torch.cat(
+            [layout.decode(opened.read(a * width, b * width).view(layout.unsigned)).clone() for a, b in runs]
+        )
 
 
 def _scalar(entry: Entry) -> torch.Tensor:
-    raw = entry.source.open().read(0, entry.nbytes).copy()
+    with closing(entry.source.open()) as opened:
+        raw = opened.read(0, entry.nbytes).copy()
     return torch.from_numpy(raw).view(entry.dtype).reshape(()).to(torch.float64)
 
 

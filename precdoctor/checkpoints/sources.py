@@ -6,6 +6,7 @@ is used again does not grow with the file.
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,6 +43,10 @@ class OpenedFile:
         self._file, self._of = file, of
         self._buffer = np.empty(0, np.uint8)
 
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
     def read(self, start: int, stop: int) -> NDArray[np.uint8]:
         """Return the bytes from start to stop; raises `CheckpointError` where the file ends before."""
         if len(self._buffer) < stop - start:
@@ -77,6 +82,10 @@ class OpenedTensor:
     def __init__(self, tensor: torch.Tensor) -> None:
         self._bytes: NDArray[np.uint8] = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
 
+    def close(self) -> None:
+        """Let go of the tensor."""
+        self._bytes = np.empty(0, np.uint8)
+
     def read(self, start: int, stop: int) -> NDArray[np.uint8]:
         """Return the bytes from start to stop."""
         return self._bytes[start:stop]
@@ -95,7 +104,8 @@ class Strided:
 
     def open(self) -> OpenedTensor:
         """Read the storage and put the elements in order."""
-        raw = self.storage.open().read(0, self.storage.nbytes)
+        with contextlib.closing(self.storage.open()) as opened:
+            raw = opened.read(0, self.storage.nbytes)
         flat = torch.from_numpy(raw).view(self.dtype)
         return OpenedTensor(flat.as_strided(self.shape, self.stride, self.first))
 

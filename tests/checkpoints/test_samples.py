@@ -1,4 +1,4 @@
-"""Every sample program that writes checkpoints: `precdoctor diff` finds exactly what its `# expect:` lines say."""
+"""Every sample program that writes checkpoints: `precdoctor diff` finds exactly what is expected."""
 
 from __future__ import annotations
 
