@@ -86,36 +86,36 @@ def ulps_between(a: Bits, b: Bits, layout: Layout) -> Bits:
 
 
 class Farthest:
-    """Finds the largest distance in ulps, in memory that is used again."""
+    """Finds the largest distance in ulps, in memory that is used again, in few passes over it."""
 
     def __init__(self, layout: Layout, part: int) -> None:
         self._layout = layout
         self._work = np.empty((2, part), layout.unsigned)
-        self._flags = np.empty(part, np.bool_)
+        self._signed = np.dtype(f"int{layout.format.bits}")
 
-    def __call__(self, a: Bits, b: Bits, first: Bits, second: Bits) -> int:
+    def __call__(self, a: Bits, b: Bits, first: Bits, second: Bits, *, finite: bool) -> int:
         """Return the largest distance of ``a`` and ``b``, whose magnitudes are ``first`` and ``second``.
 
-        What is not finite is left out: it has no distance.
+        What is not finite is left out: it has no distance. ``finite`` tells that there is no such element.
         """
-        count, mask = len(a), self._layout.unsigned.type(self._layout.magnitude)
-        high, low = self._work[0, :count], self._work[1, :count]
-        flags = self._flags[:count]
-        np.bitwise_xor(a, b, out=high)
-        opposite = np.flatnonzero(np.greater(high, mask, out=flags))
-        np.maximum(first, second, out=high)
-        np.minimum(first, second, out=low)
-        np.subtract(high, low, out=high)
-        if len(opposite):
-            high[opposite] = first[opposite] + second[opposite]
-        farthest = int(high.max())
-        if farthest >= self._layout.beyond >> 1 and self._not_finite(first, second):
+        if not finite:
             fine = (first < self._layout.beyond) & (second < self._layout.beyond)
-            farthest = int(high[fine].max(initial=0))
-        return farthest
-
-    def _not_finite(self, first: Bits, second: Bits) -> bool:
-        return int(first.max()) >= self._layout.beyond or int(second.max()) >= self._layout.beyond
+            a, b, first, second = a[fine], b[fine], first[fine], second[fine]
+            if not len(a):
+                return 0
+        one, other = self._work[0, : len(a)], self._work[1, : len(a)]
+        # magnitudes leave out the sign bit, so their difference fits into the signed integer; where signs
+        # differ it is less than the distance, which is the sum of both
+        gap = np.subtract(first, second, out=one).view(self._signed)
+        farthest = max(int(gap.max()), -int(gap.min()))
+        opposite = np.bitwise_xor(a, b, out=one).view(self._signed)
+        if int(opposite.min()) >= 0:
+            return farthest
+        # the shifted sign is all ones where signs differ, and leaves only those sums
+        np.right_shift(opposite, self._layout.format.bits - 1, out=opposite)
+        np.add(first, second, out=other)
+        np.bitwise_and(other, one, out=other)
+        return max(farthest, int(other.max()))
 
 
 def _layout(dtype: torch.dtype) -> Layout:

@@ -31,13 +31,17 @@ class Census:
         self._all_bits = 0
         self._candidates = [] if self._layout is None else _candidates(self._layout)
 
-    def see(self, bits: Bits, magnitudes: Bits) -> None:
-        """Count the next part: the bits of some elements, and the same without the sign."""
+    def see(self, bits: Bits, magnitudes: Bits) -> bool:
+        """Count the next part: the bits of some elements, and the same without the sign.
+
+        Tells whether all of them are finite.
+        """
         layout = self._layout
         if layout is None or not len(bits):
-            return
+            return True
         top = int(magnitudes.max())
-        if top >= layout.beyond:
+        finite = top < layout.beyond
+        if not finite:
             top = self._not_finite(magnitudes, layout)
         self._top = max(self._top, top)
         if self._ones is not None:
@@ -48,6 +52,7 @@ class Census:
             self._values(bits)
         if self._rises or self._falls:
             self._order(bits, layout)
+        return finite
 
     def _not_finite(self, magnitudes: Bits, layout: Layout) -> int:
         beyond = magnitudes >= layout.beyond

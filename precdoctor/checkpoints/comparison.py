@@ -18,7 +18,7 @@ from precdoctor.evidence import Histogram, Travel
 from precdoctor.numerics import half_ulp, headroom_bits
 
 #: elements up to which all are decoded; of larger tensors one in ``_ONE_IN``, at most ``_MOST``
-_ALL, _ONE_IN, _MOST = 1 << 13, 256, 1 << 16
+_ALL, _ONE_IN, _MOST = 1 << 12, 1024, 1 << 16
 #: shortest run, in elements
 _RUN = 32
 #: headroom beyond which it is not told apart, in bits
@@ -31,17 +31,20 @@ class Comparison:
     def __init__(self, layout: Layout, numel: int, part: int) -> None:
         self._layout, self._numel = layout, numel
         self._identical = self._seen = self._farthest = 0
-        limit = numel if numel <= _ALL else min(max(_ALL, numel // _ONE_IN), _MOST)
-        self._run = max(_RUN, math.ceil(limit / max(math.ceil(numel / part), 1)))
+        limit = min(max(_ALL, numel // _ONE_IN), _MOST)
+        self._run = numel if numel <= _ALL else max(_RUN, math.ceil(limit / math.ceil(numel / part)))
         self._largest = Farthest(layout, min(part, numel))
         self._flags = np.empty(min(part, numel), np.bool_)
         self._samples: list[tuple[Bits, Bits]] = []
 
-    def see(self, first: Bits, second: Bits, magnitudes: tuple[Bits, Bits]) -> None:
-        """Compare the next part: as many elements of each, and the same without their signs."""
+    def see(self, first: Bits, second: Bits, magnitudes: tuple[Bits, Bits], *, finite: bool) -> None:
+        """Compare the next part: as many elements of each, and the same without their signs.
+
+        ``finite`` tells that all of them are.
+        """
         same = int(np.count_nonzero(np.equal(first, second, out=self._flags[: len(first)])))
         if same < len(first):
-            self._farthest = max(self._farthest, self._largest(first, second, *magnitudes))
+            self._farthest = max(self._farthest, self._largest(first, second, *magnitudes, finite=finite))
         self._identical += same
         run = min(self._run, len(first))
         # not always the beginning of a part, which may be the same column of a matrix
@@ -108,4 +111,8 @@ def histogram(values: NDArray[np.float64], width: float) -> Histogram:
 
 
 def _quantile(values: NDArray[np.float64], share: float) -> float:
-    return float(np.quantile(values, share, method="inverted_cdf")) if len(values) else 0.0
+    """Return the smallest value that at least this share of the values does not exceed; 0 of none."""
+    if not len(values):
+        return 0.0
+    place = max(math.ceil(share * len(values)) - 1, 0)
+    return float(np.partition(values, place)[place])

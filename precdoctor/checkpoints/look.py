@@ -14,8 +14,8 @@ from precdoctor.checkpoints.checkpoint import Entry
 from precdoctor.checkpoints.comparison import Comparison
 from precdoctor.evidence import Stored, Travel
 
-#: bytes that are looked at in one go: they stay in the processor's cache while they are
-PART = 1 << 17
+#: bytes that are looked at in one go: few enough for a cache, and enough that each pass is worth its call
+PART = 1 << 19
 
 
 def look_at(entry: Entry) -> Stored:
@@ -75,9 +75,9 @@ def _one_format(first: Entry, second: Entry, layout: Layout) -> Pair:
             a = one.read(start, stop).view(layout.unsigned)
             b = other.read(start, stop).view(layout.unsigned)
             without_sign = magnitudes(a, layout, work[0, : len(a)]), magnitudes(b, layout, work[1, : len(b)])
-            censuses[0].see(a, without_sign[0])
-            censuses[1].see(b, without_sign[1])
-            comparison.see(a, b, without_sign)
+            finite = censuses[0].see(a, without_sign[0])
+            finite = censuses[1].see(b, without_sign[1]) and finite
+            comparison.see(a, b, without_sign, finite=finite)
     return Pair(censuses[0].result(), censuses[1].result(), comparison.result(), comparison.identical)
 
 
@@ -106,7 +106,9 @@ def _two_formats(first: Entry, second: Entry, one: Layout, other: Layout) -> Pai
                     power += float(torch.nan_to_num(exact.double(), posinf=0.0, neginf=0.0).square().sum())
                     bits = coarse.encode(rounded)
                 parts.append(bits)
-            comparison.see(parts[0], parts[1], (magnitudes(parts[0], coarse), magnitudes(parts[1], coarse)))
+            without_sign = magnitudes(parts[0], coarse), magnitudes(parts[1], coarse)
+            finite = all(int(each.max()) < coarse.beyond for each in without_sign)
+            comparison.see(parts[0], parts[1], without_sign, finite=finite)
     travel = comparison.result(
         rounded=other is coarse and comparison.identical,
         rounding_share=changed / first.numel if first.numel else 0.0,
