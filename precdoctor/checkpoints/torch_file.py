@@ -52,7 +52,10 @@ def _load(path: Path, **how: Any) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.load(path, weights_only=True, **how)
+            if how.get("mmap"):
+                return torch.load(path, weights_only=True, **how)
+            with path.open("rb") as file:  # by its name torch takes some files for what they are not
+                return torch.load(file, weights_only=True, **how)
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path}: {refusal(str(error))}") from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -66,7 +69,7 @@ def _load(path: Path, **how: Any) -> Any:
 
 def refusal(text: str) -> str:
     """Return in one line why torch refused to load a pickle."""
-    named = re.search(r"(?:GLOBAL |[Uu]nsupported (?:class|global)\W+)([\w.]+)", text)
+    named = re.search(r"(?:GLOBAL |[Uu]nsupported (?:class|global)\W+(?!GLOBAL))([\w.]+)", text)
     if named:
         return (
             f"asks to run {named[1]}, which is more than tensors and plain values, and was not loaded; "

@@ -76,7 +76,7 @@ def diff(
         with _Progress() as show:
             seen = examine(first, second, formats=formats, progress=show)
     except CheckpointError as error:
-        raise click.UsageError(str(error)) from None
+        raise click.ClickException(f"diff: {error}") from None
     if save is not None:
         write(save, "evidence", lambda path: records.save(seen, path))
     context.exit(deliver(seen, err=False, **judging))
