@@ -6,10 +6,13 @@ them, numbers and weights are matched by order and shape, and left alone where t
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import torch
 
 from precdoctor.checkpoints.checkpoint import Entry
 
@@ -141,10 +144,19 @@ def _groups(told: Any) -> list[tuple[dict[str, Any], list[str], list[str]]]:
         if not isinstance(group, dict):
             continue
         keys, names = group.get("params", ()), group.get("param_names") or ()
-        keys = list(keys.values()) if isinstance(keys, dict) else keys
-        settings = {str(k): v for k, v in group.items() if k not in ("params", "param_names")}
+        keys = keys.values() if isinstance(keys, dict) else keys if isinstance(keys, (list, tuple)) else ()
+        settings = {str(k): _setting(v) for k, v in group.items() if k not in ("params", "param_names")}
         groups.append((settings, [str(k) for k in keys], [str(n) for n in names]))
     return groups
+
+
+def _setting(value: Any) -> Any:
+    """Return a hyper-parameter; one that is kept as a tensor is read."""
+    if not isinstance(value, Entry) or value.numel != 1:
+        return value
+    with contextlib.closing(value.source.open()) as opened:
+        raw = opened.read(0, value.nbytes).copy()
+    return torch.from_numpy(raw).view(value.dtype).item()
 
 
 def _owned(state: dict[Any, Any], group: dict[str, Any]) -> Owned:
