@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from precdoctor.evidence import Place, Tie
+from precdoctor.evidence import Place, SharedData, Tie
 from precdoctor.rules.broken_tie import BrokenTie
+from tests.rules import checkpoints
 from tests.rules.build import evidence, parameter
 
 MADE, BROKEN = Place(file="model.py", line=30), Place(file="train.py", line=8)
@@ -109,3 +110,16 @@ def test_a_copy_at_rest_may_be_in_a_dead_zone_for_a_while() -> None:
     assert found(quantized(apart_moved=0.0, kept_moved=0.005)) == []
     assert found(quantized(apart_moved=0.0, kept_moved=0.05)) != []
     assert found(quantized(apart_moved=0.0, kept_moved=0.0)) == []
+
+
+@pytest.mark.parametrize(
+    ("by", "broken", "severities"),
+    [("storage", True, ["warning"]), ("data", True, ["note"]), ("storage", False, []), ("storage", None, [])],
+)
+def test_names_that_one_checkpoint_has_one_tensor_for(
+    by: Any, broken: bool | None, severities: list[str]
+) -> None:
+    shared = SharedData(names=("embed.weight", "head.weight"), by=by, broken=broken)
+    found = BrokenTie.criterion(checkpoints.evidence(checkpoints.moved(), shared=(shared,)))
+    assert [f.severity for f in found] == severities
+    assert all([s.name for s in f.subjects] == ["embed.weight", "head.weight"] for f in found)

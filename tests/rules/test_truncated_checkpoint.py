@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 
-from precdoctor.evidence import Place, Snapshot
+from precdoctor.evidence import Place, Snapshot, Tensor
 from precdoctor.rules.finding import Finding
 from precdoctor.rules.truncated_checkpoint import TruncatedCheckpoint
+from tests.rules import checkpoints
 from tests.rules.build import evidence, parameter
 
 SAVED, CAST, LOADED = (Place(file="train.py", line=n) for n in (15, 14, 26))
@@ -65,3 +66,43 @@ def test_rounded_weights_that_come_with_the_state_of_their_optimizer_are_a_warni
 def test_what_was_seen_to_be_saved_is_told_once() -> None:
     saved = snapshot(with_optimizer=True, loaded_back=LOADED)
     assert len(judged(saved, snapshot(kind="loaded", place=LOADED, with_optimizer=True))) == 1
+
+
+def in_files(*tensors: Tensor, **changes: Any) -> list[Finding]:
+    return TruncatedCheckpoint.criterion(checkpoints.evidence(*tensors, **changes))
+
+
+def narrowed(**changes: Any) -> Tensor:
+    way = checkpoints.travel(rounded=True, rounding_share=0.9, rounding_error=0.0016)
+    return checkpoints.moved(first=checkpoints.stored(format="float32"), travel=way, **changes)
+
+
+def test_weights_that_the_second_file_has_in_a_lower_format() -> None:
+    (for_use,) = in_files(narrowed())
+    assert for_use.severity == "note"
+    assert "rounding changes 90 % of the elements" in for_use.message
+    assert "nothing else has changed" in for_use.message
+    (to_go_on,) = in_files(narrowed(), optimizers=("AdamW",))
+    assert to_go_on.severity == "warning"
+    assert not in_files(narrowed(has_master=True), optimizers=("AdamW",))
+
+
+def disguised(name: str = "w", fits: str = "bfloat16", **changes: Any) -> Tensor:
+    last = checkpoints.stored(format="float32", fits=fits, **changes)
+    return checkpoints.alone(checkpoints.moved(name, first=last))
+
+
+def test_float32_that_holds_bfloat16() -> None:
+    (finding,) = in_files(disguised(), files=1)
+    assert (finding.severity, finding.measured["format"]) == ("note", "bfloat16")
+    (finding,) = in_files(disguised(), files=1, optimizers=("AdamW",))
+    assert finding.severity == "warning"
+
+
+def test_a_few_tensors_of_short_numbers_are_no_disguise() -> None:
+    small = disguised("scale", shape=(16,))
+    assert not in_files(small, disguised("w", fits=""), files=1, optimizers=("AdamW",))
+
+
+def test_bfloat16_that_was_always_bfloat16_is_healthy() -> None:
+    assert not in_files(checkpoints.moved(), optimizers=("AdamW",))
