@@ -76,7 +76,7 @@ class UnchangedParameter(Rule):
             return []
         if len(contents.files) == 1:
             return cls._at_their_start(contents)
-        compared = [t for t in trainable(contents) if t.travel is not None and numel(t)]
+        compared = [t for t in trainable(contents) if t.travel is not None and numel(t) and _in_one_format(t)]
         still = [t for t in compared if t.identical and t.stepped is not False and not t.has_master]
         moved = [t for t in compared if not t.identical]
         sorts: dict[Severity, list[Tensor]] = {"error": [], "warning": [], "note": []}
@@ -179,6 +179,12 @@ class UnchangedParameter(Rule):
             measured={"weights": len(tensors), "elements": elements(tensors), "exactly_one": len(tensors)},
             prescriptions=() if severity == "note" else _cures(formats),
         )
+
+
+def _in_one_format(tensor: Tensor) -> bool:
+    return (
+        tensor.first is not None and tensor.second is not None and tensor.first.format == tensor.second.format
+    )
 
 
 def _severity(tensor: Tensor, passed: float | None) -> Severity:
