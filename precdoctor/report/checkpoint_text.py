@@ -28,6 +28,9 @@ MOST = 20
 #: columns that are left out where the terminal is narrow, the first first
 _DISPENSABLE = ("elements", "largest", "remarks")
 
+#: room that names have before columns are left out
+_NAME = 24
+
 
 def render(report: Report, width: int) -> list[str]:
     """Return the sections: the prognosis, the tensors, the files."""
@@ -60,8 +63,9 @@ def _tensors(report: Report, contents: Contents, width: int) -> str:
     shown = rows[:MOST]
     names = list(columns(contents))
     kept = [name for name in names if any(row.cells[names.index(name)].strip("-") for row in shown)]
+    longest = min(max(len(row.tensor.name) for row in shown), _NAME)
     for name in _DISPENSABLE:
-        if _taken(shown, names, kept) + 24 > width and name in kept:
+        if _taken(shown, names, kept) + longest > width and name in kept:
             kept.remove(name)
     cells = [[row.cells[names.index(name)] for name in kept] for row in shown]
     room = max(width - _taken(shown, names, kept), 12)
