@@ -23,8 +23,8 @@ from tabulate import tabulate
 
 from precdoctor.checkpoints.api import examine
 
-#: elements of a tensor: a matrix of a model of some hundred million parameters
-SIDE = 1024
+#: rows and columns of a tensor: a matrix of a model of a billion parameters
+SIDE = 2048
 #: bytes that a plain read asks for at a time, into the same memory
 BLOCK = 1 << 20
 
@@ -46,7 +46,7 @@ def main() -> None:
                     continue
                 rows.append([name, where, *measured(files, options.rounds, drop)])
                 print(f"{name}, {where}: done", flush=True)
-    columns = ["files", "from", "plain GB/s", "diff GB/s", "diff / plain", "lowest", "highest"]
+    columns = ["files", "from", "plain GB/s", "diff GB/s", "diff / plain", "lowest", "highest", "CPU s/GB"]
     print(tabulate(rows, headers=columns, tablefmt="github", floatfmt=".2f"))
 
 
@@ -70,26 +70,31 @@ def written(folder: Path, size: int) -> dict[str, list[Path]]:
 
 
 def measured(files: list[Path], rounds: int, drop: bool) -> list[float]:
-    """Return both speeds in GB/s (medians), and the ratio with the lowest and the highest of a round."""
+    """Return both speeds in GB/s (medians), the ratio with its lowest and highest, and CPU seconds per GB."""
     amount = sum(file.stat().st_size for file in files)
-    plain, ours = [], []
+    plain: list[float] = []
+    ours: list[float] = []
+    processor: list[float] = []
     for turn in range(rounds + 1):
         pair = [(plain, read_plainly), (ours, examined)]
         for times, action in pair if turn % 2 else reversed(pair):
             if drop:
                 forget(files)
-            seconds = clocked(action, files)
+            seconds, busy = clocked(action, files)
             if turn:  # the first one warms up
                 times.append(amount / seconds / 1e9)
+            if turn and action is examined:
+                processor.append(busy / amount * 1e9)
     ratios = [b / a for a, b in zip(plain, ours, strict=True)]
-    return [*map(statistics.median, (plain, ours, ratios)), min(ratios), max(ratios)]
+    middle = [statistics.median(each) for each in (plain, ours, ratios, processor)]
+    return [*middle[:3], min(ratios), max(ratios), middle[3]]
 
 
-def clocked(action: Callable[[list[Path]], object], files: list[Path]) -> float:
-    """Return the seconds that an action takes."""
-    start = time.perf_counter()
+def clocked(action: Callable[[list[Path]], object], files: list[Path]) -> tuple[float, float]:
+    """Return the seconds that an action takes, by the clock and of the processor (all threads)."""
+    start, busy = time.perf_counter(), time.process_time()
     action(files)
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - busy
 
 
 def read_plainly(files: list[Path]) -> None:

@@ -6,6 +6,8 @@ the distance in ulps, and what is not finite lies above all that is.
 
 from __future__ import annotations
 
+import math
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,12 +87,24 @@ def ulps_between(a: Bits, b: Bits, layout: Layout) -> Bits:
     return distance
 
 
+_SCRATCH = threading.local()
+
+
+def scratch(use: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return memory of this thread for one use, the same each time: fresh memory costs more than its use."""
+    kept: dict[str, NDArray[np.uint8]] = _SCRATCH.__dict__
+    size = math.prod(shape) * dtype.itemsize
+    if use not in kept or kept[use].nbytes < size:
+        kept[use] = np.empty(size, np.uint8)
+    return kept[use][:size].view(dtype).reshape(shape)
+
+
 class Farthest:
     """Finds the largest distance in ulps, in memory that is used again, in few passes over it."""
 
     def __init__(self, layout: Layout, part: int) -> None:
         self._layout = layout
-        self._work = np.empty((2, part), layout.unsigned)
+        self._work = scratch("distances", (2, part), layout.unsigned)
         self._signed = np.dtype(f"int{layout.format.bits}")
 
     def __call__(self, a: Bits, b: Bits, first: Bits, second: Bits, *, finite: bool) -> int:

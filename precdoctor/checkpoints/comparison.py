@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from precdoctor.checkpoints.bits import Bits, Farthest, Layout, ulps_between
+from precdoctor.checkpoints.bits import Bits, Farthest, Layout, scratch, ulps_between
 from precdoctor.evidence import Histogram, Travel
 from precdoctor.numerics import half_ulp, headroom_bits
 
@@ -34,7 +34,7 @@ class Comparison:
         limit = min(max(_ALL, numel // _ONE_IN), _MOST)
         self._run = numel if numel <= _ALL else max(_RUN, math.ceil(limit / math.ceil(numel / part)))
         self._largest = Farthest(layout, min(part, numel))
-        self._flags = np.empty(min(part, numel), np.bool_)
+        self._flags = scratch("same", (min(part, numel),), np.dtype(np.bool_))
         self._samples: list[tuple[Bits, Bits]] = []
 
     def see(self, first: Bits, second: Bits, magnitudes: tuple[Bits, Bits], *, finite: bool) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from precdoctor.checkpoints.bits import Bits, Layout, layout_of, magnitudes
+from precdoctor.checkpoints.bits import Bits, Layout, layout_of, magnitudes, scratch
 from precdoctor.checkpoints.census import Census
 from precdoctor.checkpoints.checkpoint import Entry
 from precdoctor.checkpoints.comparison import Comparison
@@ -22,7 +22,7 @@ def look_at(entry: Entry) -> Stored:
     """Return what one tensor is like."""
     census, layout = Census(entry), layout_of(entry.dtype)
     if layout is not None:
-        work = np.empty(PART // layout.unsigned.itemsize, layout.unsigned)
+        work = scratch("magnitudes", (PART // layout.unsigned.itemsize,), layout.unsigned)
         with closing(entry.source.open()) as opened:
             for start in range(0, entry.nbytes, PART):
                 bits = opened.read(start, min(start + PART, entry.nbytes)).view(layout.unsigned)
@@ -68,7 +68,7 @@ def same_bytes(first: Entry, second: Entry) -> bool:
 def _one_format(first: Entry, second: Entry, layout: Layout) -> Pair:
     censuses = Census(first), Census(second)
     comparison = Comparison(layout, first.numel, PART // layout.unsigned.itemsize)
-    work = np.empty((2, PART // layout.unsigned.itemsize), layout.unsigned)
+    work = scratch("magnitudes", (2, PART // layout.unsigned.itemsize), layout.unsigned)
     with closing(first.source.open()) as one, closing(second.source.open()) as other:
         for start in range(0, first.nbytes, PART):
             stop = min(start + PART, first.nbytes)
