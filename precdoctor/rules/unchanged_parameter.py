@@ -41,8 +41,9 @@ class UnchangedParameter(Rule):
       half-ulp than any over which elements moved elsewhere (99th percentile over at least 1,000 elements
       that moved). So it is where one file alone has a weight of one dimension that is 1.0 in every element,
       in a format below float32, although its optimizer has a gradient for it.
-    - A note otherwise: frozen on purpose, without gradient, or the files are copies. So are all of them
-      where more elements stand still that rounding cannot have held than elements move: a frozen backbone.
+    - A note otherwise: frozen on purpose, without gradient, or the files are copies. So is what stands beside
+      weights that rounding cannot have held: where these have more elements than all that move (a frozen
+      backbone), or are all that the smallest module around the weight has (a frozen block).
 
     Buffers are left out: what the optimizer does not hold, integers, masks, tables of positions or
     frequencies. So are weights of which the optimizer keeps a float32 master.
@@ -85,8 +86,12 @@ class UnchangedParameter(Rule):
             for tensor in still:
                 sorts[_severity(tensor, passed)].append(tensor)
             unexplained = [t for t in sorts["note"] if not _is_held(t, passed)]
-            if elements(unexplained) > elements(moved):
-                sorts["note"] += sorts.pop("warning")
+            mostly_frozen = elements(unexplained) > elements(moved)
+            on_purpose = [
+                t for t in sorts["warning"] if mostly_frozen or _is_beside_frozen(t, moved, unexplained)
+            ]
+            sorts["note"] += on_purpose
+            sorts["warning"] = [t for t in sorts["warning"] if t not in on_purpose]
         elif still:
             return [cls._all_still(still)]
         return [cls._finding(s, tensors, moved) for s, tensors in sorts.items() if tensors]
@@ -179,6 +184,18 @@ class UnchangedParameter(Rule):
             measured={"weights": len(tensors), "elements": elements(tensors), "exactly_one": len(tensors)},
             prescriptions=() if severity == "note" else _cures(formats),
         )
+
+
+def _is_beside_frozen(tensor: Tensor, moved: Sequence[Tensor], frozen: Sequence[Tensor]) -> bool:
+    """Tell whether all others in the smallest module around a weight stand still, and not by rounding."""
+    parts = tensor.name.split(".")
+    for length in range(len(parts) - 1, 0, -1):
+        module = ".".join(parts[:length]) + "."
+        if any(t.name.startswith(module) for t in moved):
+            return False
+        if any(t.name.startswith(module) for t in frozen):
+            return True
+    return False
 
 
 def _in_one_format(tensor: Tensor) -> bool:

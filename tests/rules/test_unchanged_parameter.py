@@ -61,6 +61,14 @@ def test_a_frozen_backbone_under_adapters_is_a_note_and_so_are_its_norms() -> No
     assert set(names(found["note"])) == {"base.0", "base.1", "norm.weight"}
 
 
+def test_a_frozen_block_is_a_note_and_so_is_its_norm() -> None:
+    block = [norm("blocks.0.norm.weight"), still("blocks.0.up.weight")]
+    others = [moved(f"blocks.{i}.up.weight") for i in (1, 2)]
+    found = judged(*block, *others, norm("blocks.1.norm.weight"))
+    assert names(found["warning"]) == ["blocks.1.norm.weight"]
+    assert set(names(found["note"])) == {"blocks.0.norm.weight", "blocks.0.up.weight"}
+
+
 def test_what_the_optimizer_does_not_hold_is_frozen_on_purpose() -> None:
     assert judged(moved(stepped=True), norm(stepped=False), still(stepped=False)) == {}
 
