@@ -69,6 +69,8 @@ class Checkpoint:
     nbytes: int
     #: dicts and lists as they were saved; tensors are entries
     tree: Any
+    #: weights stand in the order in which the model has them
+    ordered: bool
     #: what could not be looked at and why, in sentences
     limits: tuple[str, ...] = ()
 

@@ -80,7 +80,7 @@ def look_through(
 
 def _opened(path: Path) -> _File:
     checkpoint = open_checkpoint(path)
-    states = optimizers(checkpoint.tree, ordered=checkpoint.kind != "safetensors")
+    states = optimizers(checkpoint.tree, ordered=checkpoint.ordered)
     entries: dict[str, Entry] = {}
     state: set[str] = set()
     owned: dict[str, Owned] = {}

@@ -56,6 +56,8 @@ def read(path: Path) -> Checkpoint:
         where[key.fqn, None if key.offset is None else tuple(key.offset)] = info
     files = {info.relative_path for info in where.values()}
     nbytes = sum(_size(path, name) for name in files)
+    # what several ranks have is written by any of them, and so the order is lost
+    ranks = {name.split("_")[2] for name in files if name.count("_") > 2}
     flat: dict[tuple[Any, ...], Any] = {}
     limits: list[str] = []
     for name, told in index.state_dict_metadata.items():
@@ -68,7 +70,12 @@ def read(path: Path) -> Checkpoint:
             except (CheckpointError, KeyError):
                 limits.append(f"{name} of {path.name} is no tensor and was not read.")
     return Checkpoint(
-        path=path, kind="torch distributed", nbytes=nbytes, tree=_nested(flat), limits=tuple(limits)
+        path=path,
+        kind="torch distributed",
+        nbytes=nbytes,
+        tree=_nested(flat),
+        ordered=len(ranks) == 1,
+        limits=tuple(limits),
     )
 
 

@@ -95,9 +95,17 @@ def _with_optimizer(path: Path, found: Checkpoint) -> Checkpoint:
                 kind=found.kind,
                 nbytes=found.nbytes + state.nbytes,
                 tree={"model": found.tree, "optimizer": state.tree},
+                ordered=found.ordered,
                 limits=found.limits + state.limits,
             )
-    return Checkpoint(path=path, kind=found.kind, nbytes=found.nbytes, tree=found.tree, limits=found.limits)
+    return Checkpoint(
+        path=path,
+        kind=found.kind,
+        nbytes=found.nbytes,
+        tree=found.tree,
+        ordered=found.ordered,
+        limits=found.limits,
+    )
 
 
 def _indexed(path: Path) -> Checkpoint:
@@ -126,5 +134,6 @@ def _indexed(path: Path) -> Checkpoint:
         kind="torch",
         nbytes=sum(part.nbytes for part in parts),
         tree=tree,
+        ordered=True,
         limits=tuple(limit for part in parts for limit in part.limits),
     )

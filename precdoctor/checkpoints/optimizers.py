@@ -130,7 +130,7 @@ def _matched(path: Path, tree: dict[str, Any], weights: dict[Path, Entry], order
                 row.append(owned)
         nameless.append(row)
     for weights_of in _containers(weights) if any(nameless) else ():
-        found = _aligned(nameless, weights_of, ordered)
+        found = _aligned(nameless, weights_of) if ordered else _alone(nameless, weights_of)
         if found:
             named |= found
             break
@@ -194,9 +194,22 @@ def _containers(weights: dict[Path, Entry]) -> Iterator[dict[Path, Entry]]:
     yield from sorted(sorts.values(), key=len, reverse=True)
 
 
-def _aligned(
-    groups: Sequence[Sequence[Owned]], weights: dict[Path, Entry], ordered: bool
-) -> dict[Path, Owned]:
+def _alone(groups: Sequence[Sequence[Owned]], weights: dict[Path, Entry]) -> dict[Path, Owned]:
+    """Return the weight of each parameter whose shape no other one has."""
+    states: dict[tuple[int, ...], list[Owned]] = {}
+    for owned in (owned for group in groups for owned in group):
+        shape = shape_of(owned)
+        if shape is not None:
+            states.setdefault(shape, []).append(owned)
+    found: dict[Path, Owned] = {}
+    for path, entry in weights.items():
+        alike = sum(1 for each in weights.values() if each.shape == entry.shape)
+        if alike == 1 and len(states.get(entry.shape, ())) == 1:
+            found[path] = states[entry.shape][0]
+    return found
+
+
+def _aligned(groups: Sequence[Sequence[Owned]], weights: dict[Path, Entry]) -> dict[Path, Owned]:
     """Return the weight of each parameter for which there is but one; nothing where shapes do not fit."""
     found: dict[Path, Owned] = {}
     free = dict(weights)
@@ -209,9 +222,8 @@ def _aligned(
         backwards = _embedded([s for _, s in reversed(shaped)], [free[p].shape for p in reversed(paths)])
         assert backwards is not None
         last = [len(paths) - 1 - index for index in reversed(backwards)]
-        for (owned, shape), low, high in zip(shaped, first, last, strict=True):
-            alike = sum(1 for each in free.values() if each.shape == shape)
-            if low == high and (ordered or alike == 1):
+        for (owned, _), low, high in zip(shaped, first, last, strict=True):
+            if low == high:
                 found[paths[low]] = owned
         taken = {paths[low] for low, high in zip(first, last, strict=True) if low == high}
         free = {path: entry for path, entry in free.items() if path not in taken}

@@ -31,7 +31,9 @@ _DTYPES = {
 def read(path: Path) -> Checkpoint:
     """Return what one file holds. Raises `CheckpointError`."""
     tree, limits = tensors(path)
-    return Checkpoint(path=path, kind="safetensors", nbytes=size_of(path), tree=tree, limits=limits)
+    return Checkpoint(
+        path=path, kind="safetensors", nbytes=size_of(path), tree=tree, ordered=False, limits=limits
+    )
 
 
 def read_shards(path: Path, files: Iterable[Path], weight_map: dict[str, str] | None = None) -> Checkpoint:
@@ -49,7 +51,7 @@ def read_shards(path: Path, files: Iterable[Path], weight_map: dict[str, str] | 
         tree.update(part)
         limits += more
         nbytes += size_of(file)
-    return Checkpoint(path=path, kind="safetensors", nbytes=nbytes, tree=tree, limits=limits)
+    return Checkpoint(path=path, kind="safetensors", nbytes=nbytes, tree=tree, ordered=False, limits=limits)
 
 
 def tensors(path: Path) -> tuple[dict[str, Entry], tuple[str, ...]]:

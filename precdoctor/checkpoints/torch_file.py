@@ -32,7 +32,9 @@ def read(path: Path) -> Checkpoint:
         limits.append(f"{path.name} is in torch's old format, which can only be loaded as a whole.")
         tree = _load(path, map_location="cpu")
     entries = _entries(path, tree, nbytes, limits)
-    return Checkpoint(path=path, kind="torch", nbytes=nbytes, tree=entries, limits=tuple(limits))
+    return Checkpoint(
+        path=path, kind="torch", nbytes=nbytes, tree=entries, ordered=True, limits=tuple(limits)
+    )
 
 
 def _known_place(tensor: torch.Tensor) -> bool:

@@ -12,6 +12,7 @@ from precdoctor.report.checkpoint_rows import (
     columns,
     file_line,
     headroom_parts,
+    kept,
     key,
     missing,
     outlooks,
@@ -30,6 +31,7 @@ def content(report: Report) -> dict[str, Any] | None:
     if contents is None:
         return None
     rows, names = tensor_rows(report), columns(contents)
+    left = kept(rows, names)
     pair = len(contents.files) == 2
     svg = figures.headroom_bars(
         headroom_parts(report, rows),
@@ -52,7 +54,8 @@ def content(report: Report) -> dict[str, Any] | None:
             "store, in bits. Left of 0 round-to-nearest loses it."
         ),
         "key": key(contents),
-        "columns": names,
+        "columns": left,
+        "places": [names.index(name) for name in left],
         "numbers": [name for name in names if name not in _TEXTS],
         "rows": rows[:_MOST],
         "total": len(rows),

@@ -50,6 +50,11 @@ def columns(contents: Contents) -> tuple[str, ...]:
     return PAIR_COLUMNS if len(contents.files) == 2 else ONE_COLUMNS
 
 
+def kept(rows: Sequence[TensorRow], names: Sequence[str]) -> list[str]:
+    """Return the columns that say something of any of the rows."""
+    return [name for index, name in enumerate(names) if any(row.cells[index].strip("-") for row in rows)]
+
+
 def key(contents: Contents) -> str:
     """Return what the columns mean."""
     return PAIR_KEY if len(contents.files) == 2 else ONE_KEY

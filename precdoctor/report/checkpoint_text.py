@@ -14,6 +14,7 @@ from precdoctor.report.checkpoint_rows import (
     TensorRow,
     columns,
     file_line,
+    kept,
     key,
     missing,
     outlooks,
@@ -62,28 +63,28 @@ def _tensors(report: Report, contents: Contents, width: int) -> str:
         return ""
     shown = rows[:MOST]
     names = list(columns(contents))
-    kept = [name for name in names if any(row.cells[names.index(name)].strip("-") for row in shown)]
+    left = kept(shown, names)
     longest = min(max(len(row.tensor.name) for row in shown), _NAME)
     for name in _DISPENSABLE:
-        if _taken(shown, names, kept) + longest > width and name in kept:
-            kept.remove(name)
-    cells = [[row.cells[names.index(name)] for name in kept] for row in shown]
-    room = max(width - _taken(shown, names, kept), 12)
+        if _taken(shown, names, left) + longest > width and name in left:
+            left.remove(name)
+    cells = [[row.cells[names.index(name)] for name in left] for row in shown]
+    room = max(width - _taken(shown, names, left), 12)
     table = tabulate(
         [[words.short_name(row.tensor.name, room), *line] for row, line in zip(shown, cells, strict=True)],
-        headers=["tensor", *kept],
+        headers=["tensor", *left],
         tablefmt="simple",
         disable_numparse=True,
-        colalign=["left", *("left" if c in ("format", "remarks", "findings") else "right" for c in kept)],
+        colalign=["left", *("left" if c in ("format", "remarks", "findings") else "right" for c in left)],
     )
     title = "Tensors" if len(shown) == len(rows) else f"{MOST} of {words.count(len(rows))} tensors"
     note = click.style(wrap(key(contents), width, ""), dim=True)
     return "\n".join([heading(title), *(clip(line, width) for line in table.splitlines()), note])
 
 
-def _taken(shown: Sequence[TensorRow], names: Sequence[str], kept: Sequence[str]) -> int:
+def _taken(shown: Sequence[TensorRow], names: Sequence[str], left: Sequence[str]) -> int:
     """Return the width of the columns; tabulate keeps two spaces between them, and beside wide headers."""
-    widths = (max(len(c) + 2, *(len(row.cells[names.index(c)]) for row in shown)) + 2 for c in kept)
+    widths = (max(len(c) + 2, *(len(row.cells[names.index(c)]) for row in shown)) + 2 for c in left)
     return sum(widths)
 
 

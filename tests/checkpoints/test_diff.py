@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,33 @@ def test_every_kind_of_file_gives_the_same(tmp_path: Path) -> None:
             {t.name: (t.first, t.second, t.travel, t.identical) for t in contents(diff(*paths)).tensors}
         )
     assert seen[0] == seen[1]
+
+
+def test_a_distributed_checkpoint_has_a_prognosis_as_well(tmp_path: Path) -> None:
+    import torch.distributed.checkpoint as dcp
+
+    model, optimizer = trained(torch.bfloat16, lr=1e-5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dcp.save(state(model, optimizer), checkpoint_id=tmp_path / "dcp")
+    plain_file = diff(saved(state(model, optimizer), tmp_path / "a.pt"))
+    found = diff(tmp_path / "dcp")
+    told = {name: t.prognoses for name, t in tensors(found).items() if t.prognoses}
+    assert told == {name: t.prognoses for name, t in tensors(plain_file).items() if t.prognoses}
+    assert len(told) == 6
+    assert rules(found) == rules(plain_file)
+    both = diff(tmp_path / "a.pt", tmp_path / "dcp")
+    assert all(tensor.identical for tensor in tensors(both).values())
+
+
+def test_a_trainers_directory_says_what_it_could_not_match(tmp_path: Path) -> None:
+    model, optimizer = trained()
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    saved(optimizer.state_dict(), tmp_path / "optimizer.pt")
+    report = diff(tmp_path)
+    known = [t.name for t in contents(report).tensors if t.prognoses]
+    assert set(known) == {"model.0.weight", "model.2.weight", "model.2.bias"}
+    assert "for 3 of 6 there is no telling" in report.evidence.run.limits[0]
 
 
 def test_formats_that_changed(tmp_path: Path) -> None:
