@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +202,7 @@ def test_an_optimizer_without_memory_gives_no_prognosis_and_says_so(tmp_path: Pa
 
 
 def test_the_checkpoint_of_a_speaker_encoder(tmp_path: Path) -> None:
-    """FACTS: of the next update bfloat16 would keep 2.8 % of the elements in motion, float16 20.4 %."""
+    """Its next update would leave 97.2 % of the elements as they are in bfloat16, 79.6 % in float16."""
     import importlib.util
 
     spec = importlib.util.find_spec("resemblyzer")
@@ -217,7 +216,7 @@ def test_the_checkpoint_of_a_speaker_encoder(tmp_path: Path) -> None:
     assert unchanged["bfloat16"] == pytest.approx(0.972, abs=5e-4)
     assert unchanged["float16"] == pytest.approx(0.796, abs=5e-4)
     assert unchanged["float32"] == pytest.approx(0.003, abs=5e-4)
-    assert math.isclose(sum(t.last is not None for t in contents.tensors), 48)
+    assert len(contents.tensors) == 48
 
 
 def test_training_on_from_a_late_bfloat16_state_moves_what_the_prognosis_says(tmp_path: Path) -> None:
