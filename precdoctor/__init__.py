@@ -10,17 +10,19 @@ import typing
 
 if typing.TYPE_CHECKING:
     from precdoctor.checkpoints import diff
+    from precdoctor.comparison import compare
     from precdoctor.doctor import Doctor
     from precdoctor.report import Report
     from precdoctor.rules import diagnose
 
     __version__: str
 
-__all__ = ["Doctor", "Report", "__version__", "diagnose", "diff"]
+__all__ = ["Doctor", "Report", "__version__", "compare", "diagnose", "diff"]
 
 _HOMES = {
     "Doctor": "precdoctor.doctor",
     "Report": "precdoctor.report",
+    "compare": "precdoctor.comparison",
     "diagnose": "precdoctor.rules",
     "diff": "precdoctor.checkpoints",
 }

@@ -33,9 +33,12 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "treat": "doctor evidence formats numerics observe program remedies report rules script trials",
         "fix": "doctor evidence formats numerics observe program remedies report rules script treat trials",
         "checkpoints": "evidence formats numerics report rules",
-        "cli": "checkpoints doctor evidence fix formats program remedies report reproduce rules script "
-        "treat trials",
-        "__init__": "checkpoints doctor evidence formats report rules",
+        "evaluation": "",
+        "comparison": "evaluation formats numerics report rules",
+        "memory": "evaluation formats numerics remedies report rules",
+        "cli": "checkpoints comparison doctor evaluation evidence fix formats memory program remedies report "
+        "reproduce rules script treat trials",
+        "__init__": "checkpoints comparison doctor evidence formats report rules",
         "__main__": "cli",
     }.items()
 }

@@ -10,6 +10,7 @@ import click
 
 from precdoctor.cli.checkpoints import diff
 from precdoctor.cli.deliver import USAGE
+from precdoctor.cli.evaluating import compare, memory
 from precdoctor.cli.fixing import fix
 from precdoctor.cli.reading import diagnose, explain, formats, report, rules
 from precdoctor.cli.running import reproduce, scan
@@ -23,6 +24,8 @@ COMMANDS: tuple[click.Command, ...] = (
     treat,
     fix,
     diff,
+    compare,
+    memory,
     diagnose,
     report,
     rules,

@@ -131,7 +131,7 @@ Examples:
   precdoctor reproduce bf16
   precdoctor reproduce fp4 --quick"""
 )
-@click.argument("name", type=click.Choice(["bf16", "fp4", "order"]))
+@click.argument("name", type=click.Choice(["bf16", "fp4", "compare", "order"]))
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), metavar="D", help="Where to write.")
 @click.option("--quick", is_flag=True, help="Fewer and shorter runs, where the case has such a form.")
 @click.pass_context

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
 from collections.abc import Sequence
 from typing import Any
 
 from precdoctor.evidence import Optimizer
+from precdoctor.report import strict
 from precdoctor.report.checkpoint_rows import outlooks, tensor_rows
 from precdoctor.report.cures import compared_with, cures, tried
 from precdoctor.report.quantizer_rows import QuantizerRow, quantizer_rows
@@ -22,7 +21,7 @@ SCHEMA = "precdoctor.report/1"
 
 def render(report: Report) -> str:
     """Return the report as strict JSON text: what is not a finite number is null."""
-    return json.dumps(_strict(document(report)), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return strict.dumps(document(report))
 
 
 def document(report: Report) -> dict[str, Any]:
@@ -183,11 +182,3 @@ def _optimizer(optimizer: Optimizer) -> dict[str, Any]:
         "observed": optimizer.observed,
         "groups": groups,
     }
-
-
-def _strict(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _strict(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_strict(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -8,10 +8,10 @@ from pathlib import Path
 import click
 
 from precdoctor.report.terminal import showable
-from precdoctor.reproduce import bf16, fp4, order
+from precdoctor.reproduce import bf16, comparing, fp4, order
 from precdoctor.reproduce.scenario import Options, Scenario, sample_models
 
-SCENARIOS: tuple[Scenario, ...] = (bf16.SCENARIO, fp4.SCENARIO, order.SCENARIO)
+SCENARIOS: tuple[Scenario, ...] = (bf16.SCENARIO, fp4.SCENARIO, comparing.SCENARIO, order.SCENARIO)
 
 
 def reproduce(name: str, *, out: Path | None = None, steps: int | None = None, quick: bool = False) -> int:
@@ -40,7 +40,7 @@ def reproduce(name: str, *, out: Path | None = None, steps: int | None = None, q
         f"{scenario.summary}\n\n{outcome.text}"
         f"\n\n{held} of {len(outcome.claims)} as expected, after {time.perf_counter() - start:.0f} s."
         f"\nWritten to {out}: {outcome.written}."
-        f"\nThe program: {sample_models() / scenario.sample / 'train.py'}"
+        f"\nThe program: {sample_models() / scenario.sample / scenario.program}"
     )
     click.echo(showable(text))
     return int(held < len(outcome.claims))

@@ -70,6 +70,8 @@ class Scenario:
     #: runs the case, with progress on stderr; writes files into the folder that is given, which exists
     run: Callable[[Path, Options], Outcome]
     has_quick: bool = False
+    #: the file in it to read first
+    program: str = "train.py"
 
 
 def sample_models() -> Path:
