@@ -28,6 +28,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "doctor": "evidence formats numerics observe report rules",
         "program": "",
         "script": "doctor evidence observe program remedies",
+        "retake": "evidence rules",
         "reproduce": "evidence formats numerics report rules script",
         "remedies": "evidence formats numerics observe rules",
         "treat": "doctor evidence formats numerics observe program remedies report rules script trials",
@@ -37,7 +38,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "comparison": "evaluation formats numerics report rules",
         "memory": "evaluation formats numerics remedies report rules",
         "cli": "checkpoints comparison doctor evaluation evidence fix formats memory program remedies report "
-        "reproduce rules script treat trials",
+        "reproduce retake rules script treat trials",
         "__init__": "checkpoints comparison doctor evidence formats report rules",
         "__main__": "cli",
     }.items()

@@ -67,6 +67,11 @@ class Quantizer:
     age_steps: int = 0
     #: share of the used values that differ from those a fresh quantization gives; None: it was not run again
     stale_share: float | None = None
+    #: steps seen in which a cast was used again after the weight had been written to; the largest share of
+    #: its values that a cast of the weight as it was then would have had otherwise; the user's line
+    outdated_steps: int = 0
+    outdated_share: float = 0.0
+    outdated_at: Place | None = None
     #: distance of the weight, and of what is used, between first and last sight, over the weight's norm
     weight_moved: float = 0.0
     used_moved: float = 0.0

@@ -10,12 +10,12 @@ from precdoctor.rules.prescriptions import ranked
 from precdoctor.rules.quantized import Quantized, elements, quantized, who
 from precdoctor.rules.reading import locations
 from precdoctor.rules.rule import Rule
-from precdoctor.rules.stale_quantized_weight import is_kept_by_autocast
+from precdoctor.rules.stale_quantized_weight import MIN_STALE, is_kept_by_autocast
 from precdoctor.rules.wording import at, number, percent
 
 
 class StaleAutocastCache(Rule):
-    """An autocast region spans optimizer steps: the forward pass goes on with casts of the old weights.
+    """An autocast region goes on with casts of weights that have other values by now.
 
     ## What it means
 
@@ -23,7 +23,8 @@ class StaleAutocastCache(Rule):
     is opened around the training loop, or around several steps of it, gives the forward pass the weights of
     its first iteration for ever. A region with `enabled=False` around everything has the same effect on those
     inside, since the cache is dropped at the end of the outermost region only; so has
-    `torch.set_autocast_enabled` without a region.
+    `torch.set_autocast_enabled` without a region. And where other weights are swapped in inside a region (an
+    average, a reference model), the forward pass after it uses the casts of those that were there before.
 
     ## Why it hurts
 
@@ -34,7 +35,9 @@ class StaleAutocastCache(Rule):
 
     An error where the forward pass used casts of weights, under autocast, that were made at least one
     optimizer step before, casting anew would change more than 2 % of the values, and either a region spans
-    two steps or more, or what is used moved by less than 5 % of what the weight moved.
+    two steps or more, or what is used moved by less than 5 % of what the weight moved. Also where, in at
+    least two steps seen, a cast was used again after other values had been written into its weight, and one
+    made anew would differ in more than 2 % of the values.
 
     ## Blind spots
 
@@ -59,7 +62,10 @@ class StaleAutocastCache(Rule):
     def criterion(cls, evidence: Evidence) -> list[Finding]:
         """Return a finding for all weights whose casts are stale."""
         stale = [item for item in quantized(evidence) if is_kept_by_autocast(evidence, item)]
-        return [cls._finding(evidence, stale)] if stale else []
+        if stale:
+            return [cls._finding(evidence, stale)]
+        swapped = [item for item in quantized(evidence) if _is_outdated(evidence, item)]
+        return [cls._swapped(evidence, swapped)] if swapped else []
 
     @classmethod
     def _finding(cls, evidence: Evidence, stale: list[Quantized]) -> Finding:
@@ -97,6 +103,39 @@ class StaleAutocastCache(Rule):
                 [("refresh-cache", "open the region for each forward pass, or with cache_enabled=False")]
             ),
         )
+
+    @classmethod
+    def _swapped(cls, evidence: Evidence, members: list[Quantized]) -> Finding:
+        worst = max(members, key=lambda i: i.quantizer.outdated_share).quantizer
+        opened = [_opened(r) for r in evidence.regions if r.enabled and r.cached and r.format == worst.format]
+        return Finding(
+            rule=cls.id,
+            name=cls.name,
+            severity="error",
+            subjects=tuple(Subject(kind="parameter", name=i.quantizer.parameter) for i in members),
+            message=f"Inside one autocast region other values are written into {who(members)}, and the casts "
+            f"to {worst.format} from before are used on{at(worst.outdated_at)}, in {worst.outdated_steps:,} of "
+            f"{worst.seen:,} steps seen; cast anew, {percent(worst.outdated_share)} of the values of "
+            f"{worst.parameter} would differ.",
+            locations=locations(opened[:1], [worst.outdated_at]),
+            measured={
+                "weights": len(members),
+                "elements": elements(members),
+                "outdated_share": worst.outdated_share,
+                "outdated_steps": worst.outdated_steps,
+            },
+            prescriptions=ranked(
+                [("refresh-cache", "open a region for each forward pass, or one with cache_enabled=False")]
+            ),
+        )
+
+
+def _is_outdated(evidence: Evidence, item: Quantized) -> bool:
+    """Tell whether a cast was used again, in steps enough, after other values had come into the weight."""
+    quantizer = item.quantizer
+    if quantizer.outdated_share < MIN_STALE or quantizer.outdated_steps < min(2, quantizer.seen):
+        return False
+    return any(r.enabled and r.cached and r.format == quantizer.format for r in evidence.regions)
 
 
 def _spanning(evidence: Evidence) -> Region | None:

@@ -141,9 +141,9 @@ def test_missing_and_extra_tensors_and_other_shapes(tmp_path: Path) -> None:
     found = tensors(diff(first, second))
     assert (found["a"].second, found["d"].first) == (None, None)
     assert (found["b"].travel, found["b"].identical) == (None, None)
-    text = str(diff(first, second))
-    assert re.search(r"Only in \S*a\.pt: a", text)
-    assert re.search(r"Only in \S*b\.pt: d", text)
+    text = re.sub(r"\s", "", str(diff(first, second)))  # long paths are wrapped
+    assert re.search(r"Onlyin\S*a\.pt:a", text)
+    assert re.search(r"Onlyin\S*b\.pt:d", text)
 
 
 def test_ties_and_how_they_break(tmp_path: Path) -> None:

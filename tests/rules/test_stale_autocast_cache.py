@@ -73,3 +73,19 @@ def test_what_the_program_keeps_itself_is_another_illness() -> None:
         assert not StaleAutocastCache.criterion(run(own, region(150)))
         assert StaleQuantizedWeight.criterion(run(own, region(150)))
     assert not StaleQuantizedWeight.criterion(run(cast(), region(150)))
+
+
+def test_weights_swapped_in_inside_a_region_are_not_used() -> None:
+    swapped = cast(age_steps=0, stale_share=None, outdated_steps=5, outdated_share=0.9, outdated_at=USED)
+    (finding,) = StaleAutocastCache.criterion(run(swapped, region(0, entered=150)))
+    assert [(x.place, x.role) for x in finding.locations] == [(OPENED, "cause"), (USED, "site")]
+    assert "in 5 of 19 steps seen" in finding.message
+
+
+def test_a_weight_written_once_or_without_a_cache_is_another_matter() -> None:
+    once = cast(age_steps=0, stale_share=None, outdated_steps=1, outdated_share=0.9)
+    assert not StaleAutocastCache.criterion(run(once, region(0)))
+    often = cast(age_steps=0, stale_share=None, outdated_steps=5, outdated_share=0.9)
+    assert not StaleAutocastCache.criterion(run(often, region(0, cached=False)))
+    barely = cast(age_steps=0, stale_share=None, outdated_steps=5, outdated_share=0.01)
+    assert not StaleAutocastCache.criterion(run(barely, region(0)))

@@ -51,6 +51,12 @@ class _Seen:
     last: Fidelity | None = None
     age: int = 0
     stale: float | None = None
+    #: a cast, and the weight when it was first used; then the steps in which it was used again after the
+    #: weight had been written to, where, and the largest share of it that was wrong then
+    cast: tuple[Made, Tensor] | None = None
+    outdated: set[int] = field(default_factory=set)
+    outdated_at: Spot | None = None
+    outdated_share: float = 0.0
     weights: tuple[Tensor, Tensor] | None = None
     used: tuple[Tensor, Tensor] | None = None
     #: step and codes at first sight and at the last two
@@ -118,7 +124,7 @@ class QuantizerWatch:
         """Let go of what only neighbouring steps have in common."""
         self.lineage.fall_asleep()
         for seen in self._seen.values():
-            seen.arriving = None
+            seen.arriving = seen.cast = None
 
     # ------------------------------------------------------------------ told by the lineage
 
@@ -143,10 +149,12 @@ class QuantizerWatch:
         if made is None or made.values == "scale" or (made.values == "continuous" and made.narrow is None):
             self._note_plain(seen, use)
             return
+        kind = "quantizer" if made.values == "rounded" else "cast"
+        if kind == "cast":
+            self._note_cast(seen, use, made)
         inside = not use.operation.graded and use.inside_function
         if not use.operation.graded and not inside:  # an evaluation
             return
-        kind = "quantizer" if made.values == "rounded" else "cast"
         if use.tensor.requires_grad and kind == "quantizer":
             use.tensor.register_hook(partial(self._arrive, seen, _layout(use.tensor), made))  # type: ignore[no-untyped-call]
         if use.step in seen.steps or (seen.kind == "quantizer" and kind == "cast"):
@@ -159,6 +167,25 @@ class QuantizerWatch:
         if not seen.route or seen.route == "cut":  # a straight-through estimator may be switched on later
             seen.route = "custom function" if inside else self._route(seen, use, seen.root.alive())
         self._note(seen, use, made, kind, age)
+
+    def _note_cast(self, seen: _Seen, use: Use, made: Made) -> None:
+        """Compare a cast that is used again with the weight as it is by now."""
+        parameter = seen.root.alive()
+        if parameter is None or seen.root.numel > _REMAKE:
+            return
+        weight = sample(seen.watch, parameter)
+        if seen.cast is None or seen.cast[0] is not made or made.step != use.step:
+            seen.cast = made, weight
+            return
+        if torch.equal(seen.cast[1], weight):
+            return
+        whole, _ = _as_parameter(use.tensor, made, seen.root)
+        anew = weight.to(whole.dtype).to(weight.dtype)
+        share = float((sample(seen.watch, whole) != anew).double().mean())
+        if share > 0:
+            seen.outdated.add(use.step)
+            seen.outdated_at = seen.outdated_at or self._code.innermost(use.operation.frame)[0]
+            seen.outdated_share = max(seen.outdated_share, share)
 
     def _note_plain(self, seen: _Seen, use: Use) -> None:
         """Note that the weight itself is used, or that it is used without its history."""
@@ -286,6 +313,9 @@ class QuantizerWatch:
             last=seen.last,
             age_steps=seen.age,
             stale_share=seen.stale,
+            outdated_steps=len(seen.outdated),
+            outdated_share=seen.outdated_share,
+            outdated_at=place(seen.outdated_at),
             weight_moved=_moved(seen.weights),
             used_moved=_moved(seen.used, seen.weights),
             flips_per_step=_mean(seen.flips),

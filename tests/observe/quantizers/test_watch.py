@@ -679,3 +679,35 @@ def test_signs_and_ternary_weights_have_no_range_to_leave(levels: int) -> None:
     found, _ = watched(coarse, steps=12)
     assert found.last is not None
     assert found.last.clipped_share == 0
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_casts_used_on_after_a_swap_of_weights_are_seen(together: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4))
+    other = [p.detach().clone() + 0.1 for p in model.parameters()]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Doctor(model, optimizer, probe=True) as doctor:
+        for _ in range(4):
+            x = torch.randn(32, 8)
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = model(x).float().square().mean()
+                if not together:
+                    torch.clear_autocast_cache()
+                kept = [p.detach().clone() for p in model.parameters()]
+                for p, w in zip(model.parameters(), other, strict=True):
+                    p.data.copy_(w)
+                reference = model(x).float().mean().detach()
+                for p, w in zip(model.parameters(), kept, strict=True):
+                    p.data.copy_(w)
+            optimizer.zero_grad()
+            (loss + reference).backward()
+            optimizer.step()
+    evidence = doctor.evidence()
+    outdated = {q.parameter: q.outdated_steps for q in evidence.quantizers if q.outdated_steps}
+    if together:
+        assert outdated["0.weight"] >= 2
+        assert grave(evidence) == ["PD408"]
+    else:
+        assert not outdated
+        assert grave(evidence) == []
