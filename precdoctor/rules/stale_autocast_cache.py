@@ -115,8 +115,8 @@ class StaleAutocastCache(Rule):
             subjects=tuple(Subject(kind="parameter", name=i.quantizer.parameter) for i in members),
             message=f"Inside one autocast region other values are written into {who(members)}, and the casts "
             f"to {worst.format} from before are used on{at(worst.outdated_at)}, in "
-            f"{worst.outdated_steps:,} of {worst.seen:,} steps seen; cast anew, {percent(worst.outdated_share)} of the values of "
-            f"{worst.parameter} would differ.",
+            f"{worst.outdated_steps:,} of {worst.seen:,} steps seen; cast anew, "
+            f"{percent(worst.outdated_share)} of the values of {worst.parameter} would differ.",
             locations=locations(opened[:1], [worst.outdated_at]),
             measured={
                 "weights": len(members),
