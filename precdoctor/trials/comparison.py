@@ -15,8 +15,9 @@ CURED_EDQ = 0.9
 HELPED_EDQ = 0.1
 #: share of float32's travel within which a run goes where float32 goes
 TRAVEL_LOW, TRAVEL_HIGH = 0.5, 2.0
-#: a run is harmed when its loss at the end is worse by this many standard errors and by this share of what
-#: the untreated run gained
+#: a run is harmed when its loss at the end is worse, by this many standard errors and by this share of what
+#: the untreated run gained, than that of the untreated run and that of float32: a cure that goes where
+#: float32 goes does no harm, even where the sick run happens to be ahead
 HARMED_ERRORS, HARMED_SHARE = 3.0, 0.05
 #: share of the loss that float32 gains over the untreated run, and a cure of missing gradients makes up
 CLOSED_SHARE = 0.5
@@ -146,10 +147,12 @@ class Comparison:
 
     @property
     def loss_is_worse(self) -> bool:
-        """Tell whether the loss ends clearly above the untreated one."""
+        """Tell whether the loss ends clearly above the untreated one, and above float32 where known."""
         if self.loss is None:
             return False
         difference, error = self.loss
+        if self.gap is not None:
+            difference, error = min(difference, difference + self.gap[0]), max(error, self.gap[1])
         first, last = self.before.loss_first, self.before.loss_last
         gained = max(first - last, 0.0) if first is not None and last is not None else 0.0
         return difference > HARMED_ERRORS * error and difference > HARMED_SHARE * gained

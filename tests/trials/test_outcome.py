@@ -171,6 +171,14 @@ def test_a_loss_worse_by_noise_or_by_a_trifle_is_no_harm() -> None:
     assert judged(healed(losses=slightly)).outcome == "cured"
 
 
+def test_a_loss_that_ends_where_float32s_ends_is_no_harm() -> None:
+    after = healed(losses=WORSE)
+    there = judge(trial(), after, ill(), float32(losses=WORSE))
+    assert there.outcome == "cured"
+    assert there.loss_difference == pytest.approx(0.87)
+    assert judge(trial(), after, ill()).outcome == "harmed"  # nothing to compare with
+
+
 def test_harms_when_the_loss_is_no_longer_finite() -> None:
     broken = (*FALLING[:50], (50, float("nan")))
     result = judged(healed(losses=broken))
