@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from precdoctor.evidence import Evidence, Parameter, Quantizer
+from precdoctor.evidence import Evidence, Parameter
 from precdoctor.rules.finding import Finding, Subject
 from precdoctor.rules.prescriptions import ranked
 from precdoctor.rules.quantized import (
@@ -50,9 +50,9 @@ class SeveredQuantizer(Rule):
     values is below 0.3, and fewer than a tenth of the elements get it that the used values get (0.064 and
     0.0129 were measured; straight-through: 0.98 and 1.0), or the graph leads there through tensors of less
     than half the weight's size only; or, where the scale follows after the product and the codes are cut
-    off, fewer than a tenth of the elements get any. A warning for a quantized buffer behind which no
-    parameter is left, whose values were drawn in this run and never trained or loaded, without a trainable
-    matrix beside it, while gradient goes through it to others.
+    off, fewer than a tenth of the elements get any. A warning for a quantized buffer (not a mere
+    cast) behind which no parameter is left, whose values were drawn in this run and never trained or loaded,
+    without a trainable matrix beside it, while gradient goes through it to others.
 
     ## Blind spots
 
@@ -229,17 +229,24 @@ def _weighted(members: Sequence[Quantized]) -> float:
 
 def _is_lost_buffer(evidence: Evidence, item: Quantized) -> bool:
     quantizer = item.quantizer
-    if quantizer.route != "buffer" or quantizer.was_trained or not quantizer.carries_gradient:
+    if quantizer.kind != "quantizer" or quantizer.route != "buffer":  # a cast loses little, and says nothing
+        return False
+    if quantizer.was_trained or not quantizer.carries_gradient:
         return False
     holder = quantizer.parameter.rpartition(".")[0]
     matrices = [p for p in evidence.parameters if p.trainable and len(p.shape) >= 2]
-    return not any(_is_adapter(p, quantizer, holder) for p in matrices)
+    # what adapts the matrix of a module goes for its bias as well
+    beside = (q for q in evidence.quantizers if q.parameter.rpartition(".")[0] == holder)
+    largest = max(q.numel for q in beside if q.route == "buffer")
+    return not any(_is_adapter(p, largest, holder) for p in matrices)
 
 
-def _is_adapter(matrix: Parameter, quantizer: Quantizer, holder: str) -> bool:
-    """Tell whether a trainable matrix adapts a frozen one: in the same module, or a small one beside it."""
+def _is_adapter(matrix: Parameter, largest: int, holder: str) -> bool:
+    """Tell whether a trainable matrix adapts a frozen one, of ``largest`` elements: in the same module, or a
+    small one beside it.
+    """
     if matrix.name.rpartition(".")[0] == holder or (holder and matrix.name.startswith(f"{holder}.")):
         return True
     around = holder.rpartition(".")[0]
     beside = matrix.name.startswith(f"{around}.") if around else "." not in matrix.name
-    return beside and 2 * matrix.numel <= quantizer.numel
+    return beside and 2 * matrix.numel <= largest

@@ -210,6 +210,20 @@ def test_a_matrix_beside_a_buffer_is_an_adapter(name: str, shape: tuple[int, ...
     assert len(judge(beside(parameter(name, shape=shape)))) == found
 
 
+def test_a_buffer_that_is_only_cast_is_no_quantized_weight() -> None:
+    assert judge(beside(kind="cast")) == []
+
+
+@pytest.mark.parametrize("holder", ["body.base", "body.other"])
+def test_what_adapts_a_matrix_goes_for_the_bias_of_its_module(holder: str) -> None:
+    adapter = parameter("body.lora_a", shape=(4, 24))
+    head = parameter("head.weight", shape=(4, 16))
+    bias, codes = buffer(f"{holder}.bias", numel=24), buffer("body.base.codes", numel=2304)
+    findings = judge(evidence(head, adapter, quantizers=(codes, bias)))
+    # of another module, without a matrix of its own, the small buffer stands alone
+    assert len(findings) == (holder == "body.other")
+
+
 def test_the_cause_is_where_the_weight_enters_else_where_it_is_rounded_else_where_it_is_used() -> None:
     used = Place(file="layers.py", line=99)
     for changes, line in (({}, 40), ({"place": None}, 7), ({"place": None, "rounding": None}, 99)):
