@@ -8,7 +8,7 @@ twin can. All of it happens off the run, on copies.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from precdoctor import formats
 from precdoctor.evidence import Bench
+from precdoctor.observe.steps.first import first_state
 from precdoctor.observe.steps.twin import CannotReplay, step, twin, undisturbed_rng
 from precdoctor.observe.steps.wrapping import keeper
 
@@ -98,11 +99,24 @@ def bench(optimizer: torch.optim.Optimizer, group: int, dtype: torch.dtype, ndim
 def _travel(optimizer: torch.optim.Optimizer, group: int, start: Tensor, gradients: list[Tensor]) -> Tensor:
     parameter = torch.nn.Parameter(start.clone())
     # not the group's own lr: a warm-up starts at 0, and then every optimizer looks elementwise
-    shadow = twin(optimizer, group, [parameter], [{}], _learning_rate(optimizer, group, 1e-3))
+    shadow = _shadow(optimizer, group, parameter, _learning_rate(optimizer, group, 1e-3))
     for gradient in gradients:
         parameter.grad = gradient.clone()
         step(shadow)
     return parameter.detach() - start
+
+
+def _shadow(
+    optimizer: torch.optim.Optimizer,
+    group: int,
+    toy: torch.nn.Parameter,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    same_implementation: bool = False,
+) -> torch.optim.Optimizer:
+    """Return a shadow that holds a toy alone, before its first step."""
+    state = first_state(optimizer, group, toy)
+    return twin(optimizer, group, [toy], [state], overrides, same_implementation=same_implementation)
 
 
 def _toy(dtype: torch.dtype, ndim: int) -> tuple[torch.nn.Parameter, Tensor]:
@@ -118,7 +132,7 @@ def _typical_update(optimizer: torch.optim.Optimizer, group: int, ndim: int) -> 
     """Return the root mean square update of a float64 toy per step, at the group's own settings."""
     parameter, direction = _toy(torch.float64, ndim)
     start = parameter.detach().clone()
-    shadow = twin(optimizer, group, [parameter], [{}], _settings(optimizer, group, 1.0))
+    shadow = _shadow(optimizer, group, parameter, _settings(optimizer, group, 1.0))
     for _ in range(8):
         parameter.grad = direction.clone()
         step(shadow)
@@ -152,9 +166,9 @@ def _edq(
     stored, direction = _toy(dtype, ndim)
     exact, _ = _toy(torch.float64, ndim)
     start = exact.detach().clone()
-    low = twin(optimizer, group, [stored], [{}], settings, same_implementation=True)
+    low = _shadow(optimizer, group, stored, settings, same_implementation=True)
     step_low = _stepper(optimizer, low)
-    high = twin(optimizer, group, [exact], [{}], settings)
+    high = _shadow(optimizer, group, exact, settings)
     on_grid = True
     for index in range(steps):
         # the same direction every step, so that remainders must add up; its size varies, or optimizers
@@ -177,7 +191,7 @@ def _survives_zero_gradient(
     optimizer: torch.optim.Optimizer, group: int, dtype: torch.dtype, ndim: int
 ) -> bool:
     parameter, _ = _toy(dtype, ndim)
-    shadow = twin(optimizer, group, [parameter], [{}], same_implementation=True)
+    shadow = _shadow(optimizer, group, parameter, same_implementation=True)
     parameter.grad = torch.zeros_like(parameter)
     _stepper(optimizer, shadow)()
     return bool(torch.isfinite(parameter).all())
