@@ -60,14 +60,17 @@ class FrozenAverage(Rule):
     and the format keeps the average away by more than half of its value (eps / 4 / (1 - decay) > 0.5), or
     where it is, at the end, further from the exact average than a quarter of the way that one has come; a
     warning from a tenth on. The exact average is followed through the run where the parameter that it follows
-    is known. The distance counts where it is over 3 times what rounding the exact average once would leave.
+    is known, and else by the mean of what was seen to go into it. The distance counts where it is over 3
+    times what rounding the exact average once would leave, and over 3 times the doubt about it: the standard
+    error of that mean, and the spread of an exact average of independent values.
     Averages whose exact value was reached are silent, whatever single increments did (Kahan, stochastic
     rounding).
 
     ## Blind spots
 
     Updates that run while the operation probe sleeps (after the first three steps it wakes at 5, 10, 15, 20,
-    30, 50, 70, 100, ...) are seen by their results only.
+    30, 50, 70, 100, ...) are seen by their results only. Of an average whose every value is a new tensor only
+    the updates that were seen count.
 
     ## Remedies
 

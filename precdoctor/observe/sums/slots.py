@@ -21,6 +21,9 @@ from precdoctor.observe.lineage.origins import Origin
 #: updates whose numbers are kept one by one, those of them that are typical of now, and those that tell
 #: whether it stands still
 _RECENT, _WINDOW, _LAST = 32, 4, 2
+#: what is averaged is known by the mean of what was seen of it, the last this many weighing most; from two
+#: values on
+_SEEN, _ENOUGH = 8, 2
 #: sums of gradients whose error is kept, of one parameter
 _MOST_SUMS = 64
 
@@ -50,6 +53,8 @@ class Slot:
     begun: Tensor
     #: sums over elements and updates: see `Totals`
     totals: Tensor
+    #: how far ``error`` may be off, since what was averaged while nobody looked is known by samples
+    doubt: Tensor
     #: updates that changed nothing while nobody looked
     standing: Tensor
     #: elements that were meant to change, and those that did
@@ -64,10 +69,14 @@ class Slot:
     #: updates in all, and since the sum was last closed
     commits: int = 0
     fresh: int = 0
+    #: updates before which the value was not looked at
+    blind: int = 0
     #: what is left of the old value, since the last update; its logarithm over all updates, and their number
     slope: float = 1.0
     log_decay: float = 0.0
     decays: int = 0
+    #: sums of the weights, of what is averaged, and of its squares
+    averaged: tuple[float, Tensor | None, Tensor | None] = (0.0, None, None)
     #: whether gradients, or trained weights, are added
     gradient: bool = False
     weights: bool = False
@@ -116,6 +125,7 @@ class Slot:
             added=now.square().sum(),
             begun=now != 0,
             totals=now.new_zeros(7),
+            doubt=torch.zeros_like(now),
             standing=now.new_zeros(()),
             driven=torch.zeros_like(now, dtype=torch.bool),
             moved=torch.zeros_like(now, dtype=torch.bool),
@@ -133,6 +143,7 @@ class Slot:
         """Enter one write: what exact arithmetic makes of ``pending``, and what is stored."""
         before, after = self.pending - self.last, exact - actual
         self.error = after if math.isnan(slope) else slope * (self.error - before) + after
+        self.doubt = torch.zeros_like(self.doubt) if math.isnan(slope) else abs(slope) * self.doubt
         self.pending, self.last = exact, actual
         self.slope *= slope
         if commit:
@@ -151,6 +162,8 @@ class Slot:
         if not math.isnan(self.slope) and self.slope > 0:
             self.log_decay += math.log(self.slope)
             self.decays += 1
+            if self.slope < 1 and self.source is None and self.pending.dim():
+                self.note_averaged((self.pending - self.slope * self.base) / (1 - self.slope))
         largest = self.last.abs().argmax()
         self.recent.append(torch.stack((self.last[largest], u[largest], a[largest])))
         self.base = self.pending = self.last
@@ -164,6 +177,27 @@ class Slot:
                 self.versions_per_commit = float(now - self.written)
             self.written = now
 
+    def note_averaged(self, value: Tensor) -> None:
+        """Take note of a value that goes into an average."""
+        count, mean, square = self.averaged
+        if mean is None or square is None:
+            self.averaged = (1.0, value, value.square())
+            return
+        keep = 1 - 1 / _SEEN
+        self.averaged = (keep * count + 1, keep * mean + value, keep * square + value.square())
+
+    def _estimate(self, decay: float) -> tuple[Tensor, Tensor] | None:
+        """Return the mean of what is averaged, and how far the average of unseen updates may be from it.
+
+        That is the standard error of the mean, and the spread of an exact average of independent values.
+        """
+        count, total, squares = self.averaged
+        if total is None or squares is None or count < _ENOUGH * (1 - 1 / _SEEN):
+            return None
+        mean = total / count
+        variance = (squares / count - mean.square()).clamp(min=0.0) * count / (count - 1)
+        return mean, (variance * (1 / count + (1 - decay) / (1 + decay))).sqrt()
+
     @property
     def decay(self) -> float | None:
         """Return what an update leaves of the old value; None when it was never a plain factor."""
@@ -172,7 +206,7 @@ class Slot:
     @property
     def per_step(self) -> float:
         """Return the number of updates per optimizer step, while it was looked at."""
-        return self.commits / (self.awake - self.first_awake + 1)
+        return (self.commits + self.blind) / (self.awake - self.first_awake + 1)
 
     def fall_asleep(self) -> None:
         """Take note that nobody looks from now on."""
@@ -212,10 +246,14 @@ class Slot:
         tensor = self.tensor() if self.tensor is not None else None
         if tensor is not None:
             self.version = version_of(tensor)
+        doubt = torch.zeros_like(self.doubt)
+        if decay is not None and 0 < decay < 1 and source is None:
+            source, doubt = self._estimate(decay) or (None, doubt)
         if decay is not None and 0 < decay < 1 and source is not None:
             if updates is None:
                 updates = (step - self.last_step) * self.per_step
             keep = decay**updates
+            self.doubt = keep * self.doubt + (1 - keep) * doubt
             self.error = keep * (self.last + self.error) + (1 - keep) * source - now
         else:
             self.followed = False
@@ -249,7 +287,7 @@ class Slot:
         self.base = self.pending = self.last = now
         self.error = self.missing = torch.zeros_like(now)
         self.added, self.begun = now.square().sum(), now != 0
-        self.standing = torch.zeros_like(self.standing)
+        self.standing, self.doubt = torch.zeros_like(self.standing), torch.zeros_like(self.doubt)
         self.slope, self.fresh, self.followed = 1.0, 0, False
 
     def continues(self, other: Slot, step: int) -> None:
@@ -301,16 +339,21 @@ class Slot:
         return "merge" if self.weights and self.merges and math.prod(self.size) > 1 else "sum"
 
     def way(self) -> Tensor | None:
-        """Return squares of the distance from the exact value, of its way so far, and of what rounding it
-        leaves.
+        """Return squares of the distance from the exact value, of its way so far, and of how little it tells.
 
-        None where it could not be followed.
+        The last is what rounding the exact value once leaves, and the doubt about it. None where it could not
+        be followed.
         """
         if not (self.followed and self.commits):
             return None
         exact = self.last + self.error
-        squares = (self.error, exact - self.start, exact.to(self.dtype).double() - exact)
-        return torch.stack([s.square().sum() for s in squares])
+        rounding = exact.to(self.dtype).double() - exact
+        squares = (
+            self.error.square(),
+            (exact - self.start).square(),
+            rounding.square() + self.doubt.square(),
+        )
+        return torch.stack([s.sum() for s in squares])
 
     def close_sum(self) -> None:
         """Enter the sum of gradients as it is now used: relative error, projection, updates."""

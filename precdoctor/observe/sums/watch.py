@@ -239,10 +239,16 @@ class AccumulationWatch:
                 slot = self.book.open(operation, call, target, now, in_place=True)
                 if slot is None:
                     return
+                slot.tensor = None  # a norm does not count its writes
+                slot.blind += 1
+                slot.note_averaged(self._values.sample(statistic))
             elif slot.period == self.book.period:
                 exact = slot.pending + momentum * (self._values.sample(statistic) - slot.pending)
                 slot.write(exact, now, 1.0 - momentum, commit=True)
-            else:  # what it was before is not known
-                slot.begin_anew(now)
+            else:  # what it was before this one is not known
+                slot.blind += 1
+                slot.note_averaged(self._values.sample(statistic))
+                slot.catch_up(now, operation.step, None)
+                slot.period, slot.overwritten = self.book.period, False
             self.book.update(slot, None, operation.step)
             self._values.enter(target, now, now).slot = slot

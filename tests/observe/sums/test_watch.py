@@ -310,3 +310,60 @@ def test_float32_sums_and_averages_are_not_followed_but_scalars() -> None:
         total.add_(1.5)
 
     assert [(a.kind, a.format, a.missing) for a in watched(work)] == [("sum", "float32", 0.0)]
+
+
+class Statistics(nn.Module):
+    """Running means of normally distributed data, beside the exact ones."""
+
+    def __init__(self, momentum: float, level: Tensor, width: Tensor) -> None:
+        super().__init__()
+        self.momentum, self.level, self.width = momentum, level, width
+        self.register_buffer("mean", torch.zeros(len(level), dtype=BF16))
+        self.exact = torch.zeros(len(level), dtype=torch.float64)
+
+    def update(self, _: int) -> None:
+        batch = (self.level + self.width * torch.randn(64, len(self.level))).mean(0)
+        self.mean.add_(self.momentum * (batch - self.mean).to(BF16))
+        self.exact += self.momentum * (batch.double() - self.exact)
+
+
+@pytest.mark.parametrize("momentum", [0.01, 0.1])
+def test_statistics_of_data_are_followed_while_the_probe_sleeps(momentum: float) -> None:
+    torch.manual_seed(0)
+    level = torch.tensor([12.0, -30.0, 3.0, 0.5, 100.0, -7.0])
+    model = Statistics(momentum, level, level.abs() / 20)
+    record = only(watched(model.update, 400), "average")
+    # the probe has seen 10 to 20 of 400 batches
+    true = float((model.mean.double() - model.exact).norm() / model.exact.norm())
+    assert record.distance == pytest.approx(true, abs=0.02)
+    assert record.floor is not None
+    assert record.distance is not None
+    assert (record.distance > max(3 * record.floor, 0.1)) == (momentum == 0.01)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_mean_of_noise_is_no_way_to_go(seed: int) -> None:
+    torch.manual_seed(seed)
+    model = Statistics(0.01, torch.zeros(16), torch.ones(16))
+    record = only(watched(model.update, 200), "average")
+    assert record.floor is not None
+    assert record.distance is not None
+    assert record.distance < 3 * record.floor
+
+
+def test_statistics_of_a_norm_are_followed_while_the_probe_sleeps() -> None:
+    torch.manual_seed(0)
+    norm = nn.BatchNorm1d(8, momentum=0.01).to(BF16)
+    exact = torch.zeros(8, dtype=torch.float64)
+
+    def work(_: int) -> None:
+        x = (50 + torch.randn(64, 8)).to(BF16)
+        norm(x)
+        exact.add_(0.01 * (x.double().mean(0) - exact))
+
+    records = [a for a in watched(work, 300) if a.kind == "average"]
+    assert norm.running_mean is not None
+    true = float((norm.running_mean.double() - exact).norm() / exact.norm())
+    assert true > 0.1
+    distances = [a.distance for a in records if a.distance is not None]
+    assert max(distances) == pytest.approx(true, abs=0.03)
