@@ -179,6 +179,8 @@ def test_a_burst_leaves_a_stuck_second_moment_many_times_too_large() -> None:
     second = doctor.evidence().states[1]
     assert second.over_exact is not None
     assert second.over_exact > 2
+    # it stands at what the burst left, (1 - 0.999^10) * 100^2 or more, over squares of 1
+    assert second.over_gradient == pytest.approx(100, rel=0.5)
 
 
 def test_sees_an_optimizer_that_does_not_write_its_result() -> None:

@@ -239,6 +239,9 @@ class State:
     never_largest_gradient: float = 0.0
     #: median over elements of stored / exact value at the end (second moments); None when not known
     over_exact: float | None = None
+    #: the same of stored value / mean of the squared gradients at the last observed steps, which is where an
+    #: exact average goes
+    over_gradient: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

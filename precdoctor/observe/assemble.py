@@ -118,6 +118,7 @@ def states(monitor: StepMonitor, registry: Registry) -> tuple[State, ...]:
                     never_share=never,
                     never_largest_gradient=largest,
                     over_exact=ledger.over_exact(part) if role == "second moment" else None,
+                    over_gradient=ledger.over_gradient(part) if role == "second moment" else None,
                 )
             )
     return tuple(found)

@@ -31,6 +31,24 @@ def test_is_as_grave_as_the_steps_are_too_small(over: float | None, severity: st
     assert finding.severity == severity
 
 
+@pytest.mark.parametrize(
+    ("over", "ahead", "severity"),
+    [
+        (1.5, 100.0, "warning"),
+        (1.4, 1e4, "note"),
+        (2.2, 99.0, "note"),
+        (2.2, None, "note"),
+        (17.0, 1e4, "error"),
+    ],
+)
+def test_a_short_run_shows_where_the_exact_average_goes(
+    over: float, ahead: float | None, severity: str
+) -> None:
+    (finding,) = judge(evidence(parameter(), states=(moment(over_exact=over, over_gradient=ahead),)))
+    assert finding.severity == severity
+    assert ("times the last squared gradients" in finding.message) == (severity == "warning")
+
+
 def test_says_by_how_much_the_steps_are_too_small() -> None:
     (finding,) = judge(evidence(parameter(), states=(moment(),)))
     assert "beta2 = 0.999 takes 0.001 of it away per step" in finding.message

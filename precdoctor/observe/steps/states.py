@@ -9,6 +9,8 @@ from precdoctor.formats import Format
 
 #: steps with a gradient from which state that is 0 throughout says something
 _DRIVEN = 3
+#: the mean of the squared gradients is that of the last observed steps, this many or up to twice as many
+_RECENT = 8
 
 
 class StateLedger:
@@ -27,6 +29,8 @@ class StateLedger:
         #: what an exact average of the squared gradients would hold, had it lived as long
         self.exact = torch.zeros_like(self.uu)
         self.seen = torch.zeros_like(self.uu, dtype=torch.bool)
+        #: sums and numbers of squared gradients in the stretch of observed steps at hand and in the last one
+        self._squares = [torch.zeros_like(self.uu) for _ in range(4)]
         # normal equations of u = x*s + y*g (first moment) and of u = x*s + y*g*g (second moment)
         self._fit: tuple[int, float] | None = None
         self._count = 0
@@ -67,6 +71,10 @@ class StateLedger:
         self.last[where] = stored
         self.ever[where] |= stored != 0
         self.largest[where] = torch.maximum(self.largest[where], gradient.abs().double())
+        if self._count % _RECENT == 0:
+            self._squares = [torch.zeros_like(self.uu), torch.zeros_like(self.uu), *self._squares[:2]]
+        self._squares[0][where] += gradient * gradient
+        self._squares[1][where] += 1
         self._count += 1
         if self._fit is None and self._count in (3, 10, 30):  # reading it waits for the device
             self._fit = self.moment()
@@ -108,3 +116,15 @@ class StateLedger:
         if not bool(known.any()):
             return None
         return float((self.last[part][known] / self.exact[part][known]).median())
+
+    def over_gradient(self, part: slice) -> float | None:
+        """Return the median of stored value / mean of the last squared gradients; None when not known.
+
+        That mean is what the average falls to, or rises to, if gradients stay as they are.
+        """
+        sums, counts, last_sums, last_counts = (values[part] for values in self._squares)
+        squares = sums + last_sums
+        known = squares > 0
+        if not bool(known.any()):
+            return None
+        return float((self.last[part] * (counts + last_counts) / squares)[known].median())
