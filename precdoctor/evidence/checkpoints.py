@@ -1,4 +1,4 @@
-"""What was seen of weights that were saved in, or loaded from, a coarser format than they are trained in."""
+"""What was seen of weights and state that a checkpoint holds in a coarser format than the training."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from precdoctor.evidence.place import Place
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """Trained weights that lost digits on the way to, or from, a checkpoint; by the line that did it."""
+    """What lost digits on the way to, or from, a checkpoint; by the line that did it."""
 
-    kind: Literal["saved", "loaded"]
+    #: trained weights, or the state of an optimizer, of one key
+    kind: Literal["saved", "loaded", "state", "loaded state"]
     #: format of the weights, and that in the checkpoint
     trained: str
     format: str
@@ -23,7 +24,7 @@ class Snapshot:
     times: int = 0
     first_step: int = 0
     last_step: int = 0
-    #: names of the weights in the checkpoint, and number of their elements
+    #: names of the weights in the checkpoint, or the key of the state, and number of their elements
     parameters: tuple[str, ...] = ()
     numel: int = 0
     #: optimizer state was saved, or loaded, with them: training is to go on from here
@@ -32,6 +33,7 @@ class Snapshot:
     with_full: bool = False
     #: the line that loaded them into weights which this process then trained on
     loaded_back: Place | None = None
-    #: of the elements looked at: share that rounding changed, and its size (rms) relative to the weights
+    #: of the elements looked at: share that rounding changed (of a state: made 0 or inf, of those not
+    #: 0), and its size (rms) relative to the weights
     changed_share: float = 0.0
     relative_error: float = 0.0

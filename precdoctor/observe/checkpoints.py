@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from precdoctor.evidence import Place, Snapshot
 from precdoctor.observe.frames import Spot, UserCode
 from precdoctor.observe.patches import Patches
+from precdoctor.observe.saved_states import SavedStates
 from precdoctor.observe.scaling.scaled import parameters_of
 from precdoctor.observe.watch import Watch, is_plain
 
@@ -69,6 +70,7 @@ class CheckpointWatch:
     ) -> None:
         self._code, self._quietly = code, quietly
         self._optimizers, self._formats, self._cast_of = optimizers, formats, cast_of
+        self._states = SavedStates(cast_of)
         self._patches = Patches()
         self._sites: dict[tuple[str, Spot | None], _Snapshot] = {}
         #: saved at the same step: parameters in full, and whether optimizer state was
@@ -122,6 +124,9 @@ class CheckpointWatch:
 
     def _around_optimizer(self, original: Any) -> Any:
         def wrapper(optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
+            frame, state = sys._getframe(1), kwargs.get("state_dict", args[0] if args else None)
+            spot = self._code.innermost(frame)[0]
+            self._quietly(lambda: self._states.loaded(state, spot, self._steps))
             result = original(optimizer, *args, **kwargs)
             self._quietly(lambda: self._resume(optimizer))
             return result
@@ -140,6 +145,7 @@ class CheckpointWatch:
         if self._step != self._steps:
             self._close()
             self._step = self._steps
+        self._states.saved(saved, self._optimizers(), spot, self._steps)
         tensors, holds_state = _contents(saved)
         self._state |= holds_state
         formats = self._formats()
@@ -264,7 +270,7 @@ class CheckpointWatch:
     def evidence(self, place: Callable[[Spot | None], Place | None]) -> tuple[Snapshot, ...]:
         """Return what was saved and loaded."""
         self._close()
-        return tuple(
+        weights = tuple(
             Snapshot(
                 kind=known.kind,
                 trained=known.trained,
@@ -284,6 +290,7 @@ class CheckpointWatch:
             )
             for known in self._sites.values()
         )
+        return (*weights, *self._states.evidence(place))
 
 
 def _contents(saved: Any) -> tuple[list[tuple[str, Tensor]], bool]:

@@ -1,4 +1,4 @@
-"""PD702: weights are saved in a coarser format than they are trained in, and training goes on from there."""
+"""PD702: a checkpoint in a coarser format than that of the training, which goes on from there."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from precdoctor.rules.finding import Finding, Severity, Subject
 from precdoctor.rules.prescriptions import ranked
 from precdoctor.rules.reading import locations, stepped
 from precdoctor.rules.rule import Rule
+from precdoctor.rules.state_underflow import ERROR_SHARE, WARNING_SHARE
 from precdoctor.rules.wording import at, count, number, percent
 
 
@@ -20,13 +21,15 @@ class TruncatedCheckpoint(Rule):
     ## What it means
 
     Weights that are trained in float32 are rounded to 16 bits when they are saved, beside the optimizer's
-    state, or loaded from such a file together with it.
+    state, or loaded from such a file together with it. Or the state is rounded to save room, and what is
+    small in it becomes 0: averages of squared gradients below 6e-8 in float16.
 
     ## Why it hurts
 
     Late in training a step is much smaller than half an ulp of bfloat16. Each resumption throws away what was
     learnt since the last one, and the loss jumps back; with a job that is pre-empted every hour the weights
-    never leave their place. Of 60 jobs of 5 steps each 14 % of the way was kept.
+    never leave their place. Of 60 jobs of 5 steps each 14 % of the way was kept. Where the second moment is 0
+    the first steps after a resumption are divided by eps alone, and are thousands of times too large.
 
     ## Criterion
 
@@ -35,6 +38,10 @@ class TruncatedCheckpoint(Rule):
     again and trained on from there; a warning where state of an optimizer was saved at the same step, or
     weights were loaded in 16 bits together with the state of their optimizer. Weights alone, to be used and
     not trained on, are no finding, nor are pretrained weights in 16 bits that a new optimizer starts from.
+    Of optimizer state that is saved in 16 bits the elements count that are not 0 and become 0 or inf: a
+    warning from 10 % on, an error from 50 % on where this process took it up again. Of state that is loaded
+    in 16 bits, where it has no negative values, those that are 0 while another state of the same element is
+    not.
 
     In checkpoints (`precdoctor diff`): weights are in float32 in the first file and in 16 bits in the second;
     or they are in float32 and all their low bits are zero, down to those of a narrower format that is used
@@ -72,7 +79,43 @@ class TruncatedCheckpoint(Rule):
         loaded = [
             s for s in evidence.snapshots if s.kind == "loaded" and s.with_optimizer and s.place not in known
         ]
-        return [cls._finding(evidence, snapshot) for snapshot in (*saved, *loaded)]
+        states = [s for s in evidence.snapshots if _state_severity(s)]
+        return [
+            *(cls._finding(evidence, snapshot) for snapshot in (*saved, *loaded)),
+            *(cls._state(snapshot) for snapshot in states),
+        ]
+
+    @classmethod
+    def _state(cls, snapshot: Snapshot) -> Finding:
+        (key,), loaded = snapshot.parameters, snapshot.kind == "loaded state"
+        place = snapshot.cast or snapshot.place
+        share = percent(snapshot.changed_share)
+        text = f"{key} of an optimizer is {'loaded' if loaded else 'saved'} in {snapshot.format}{at(place)}: "
+        if loaded:
+            text += f"of {share} of the elements it is 0 while other state of theirs is not"
+        else:
+            text += f"{share} of the values that are not 0 become 0 or inf"
+        if snapshot.loaded_back is not None:
+            text += f"; this run goes on from there{at(snapshot.loaded_back)}"
+        wide = "float32" if loaded else snapshot.trained
+        return Finding(
+            rule=cls.id,
+            name=cls.name,
+            severity=_state_severity(snapshot) or "warning",
+            subjects=(Subject(kind="state", name=key),),
+            message=text + ".",
+            locations=locations([place], [snapshot.place, snapshot.loaded_back]),
+            measured={
+                "state": key,
+                "elements": snapshot.numel,
+                "format": snapshot.format,
+                "lost_share": snapshot.changed_share,
+                "times": snapshot.times,
+            },
+            prescriptions=ranked(
+                [("full-checkpoint", f"save the state in {wide}; bfloat16 has its range, for half the room")]
+            ),
+        )
 
     @classmethod
     def _in_files(cls, contents: Contents) -> list[Finding]:
@@ -173,11 +216,19 @@ class TruncatedCheckpoint(Rule):
 
 def _severity(snapshot: Snapshot) -> Severity | None:
     """Return how grave a snapshot is that was saved; None for weights that nobody trains on from."""
-    if snapshot.with_full:
+    if snapshot.with_full or snapshot.kind not in ("saved", "loaded"):
         return None
     if snapshot.kind == "saved" and snapshot.loaded_back is not None:
         return "error"
     return "warning" if snapshot.with_optimizer else None
+
+
+def _state_severity(snapshot: Snapshot) -> Severity | None:
+    """Return how grave a snapshot of an optimizer's state is; None where little of it is lost."""
+    if snapshot.kind not in ("state", "loaded state") or snapshot.changed_share < WARNING_SHARE:
+        return None
+    resumed = snapshot.kind == "loaded state" or snapshot.loaded_back is not None
+    return "error" if resumed and snapshot.changed_share >= ERROR_SHARE else "warning"
 
 
 def _step_size(evidence: Evidence) -> float:

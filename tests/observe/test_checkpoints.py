@@ -130,3 +130,57 @@ def test_the_file_is_the_same() -> None:
     with Doctor(every=1):
         torch.save(low(model), files[1])
     assert files[0].getvalue() == files[1].getvalue()
+
+
+def slim(optimizer: torch.optim.Optimizer, dtype: torch.dtype) -> dict[str, Any]:
+    """Return the state of an optimizer with its moments in a low format."""
+    state = copy.deepcopy(optimizer.state_dict())
+    for values in state["state"].values():
+        for key, value in values.items():
+            values[key] = value.to(dtype) if value.ndim else value
+    return state
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale", "resume", "expected"),
+    [
+        (torch.float16, 1e-3, False, ["warning"]),
+        (torch.float16, 5e-4, True, ["error"]),
+        (torch.float16, 1.0, True, []),
+        (torch.bfloat16, 1e-3, True, []),
+        (torch.float32, 1e-3, True, []),
+    ],
+)
+def test_state_that_becomes_zero_on_its_way_is_counted(
+    dtype: torch.dtype, scale: float, resume: bool, expected: list[str]
+) -> None:
+    true: list[float] = []
+
+    def act(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        for values in optimizer.state.values():
+            values["exp_avg_sq"].copy_(1e-4 * scale * torch.rand_like(values["exp_avg_sq"]))
+        squares = torch.cat([v["exp_avg_sq"].reshape(-1) for v in optimizer.state.values()])
+        true.append(float((squares.to(dtype) == 0).double().mean()))
+        state = slim(optimizer, dtype)
+        torch.save({"optimizer": state}, io.BytesIO())
+        if resume:
+            optimizer.load_state_dict(state)
+
+    seen, severities = found(act)
+    lost = [s for s in seen if s.parameters == ("exp_avg_sq",)]
+    if scale < 1 and dtype == torch.float16:
+        assert [s.changed_share for s in lost] == [pytest.approx(true[0])]
+    assert severities == expected
+
+
+def test_state_that_is_only_loaded_shows_what_it_has_lost() -> None:
+    def act(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        state = slim(optimizer, torch.float16)
+        for values in state["state"].values():
+            values["exp_avg"], values["exp_avg_sq"] = values["exp_avg"] + 0.1, 0 * values["exp_avg_sq"]
+        optimizer.load_state_dict(state)
+
+    (snapshot,), severities = found(act)
+    assert (snapshot.kind, snapshot.parameters) == ("loaded state", ("exp_avg_sq",))
+    assert snapshot.changed_share == 1.0
+    assert severities == ["error"]
