@@ -1,4 +1,4 @@
-"""What the range of float16 did to gradients, on their way and afterwards."""
+"""What the range of float16, or of 8 bits, did to gradients, on their way and afterwards."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from precdoctor.evidence.place import Place
 class GradientLoss:
     """Operations on gradients that were done again in float32: all of one name that one line calls."""
 
-    #: "underflow": results that float16 cannot hold, too small; "overflow": too large
+    #: "underflow": results that the format cannot hold, too small; "overflow": too large
     kind: Literal["underflow", "overflow"]
     #: name, such as "aten::mm"; part of a backward pass, else of what a program does to gradients itself
     op: str
     backward: bool
+    #: format of the results; of 8 bits, the line of the forward pass that casts to it
+    format: str = "float16"
+    cast: Place | None = None
     #: the line that called it (of a backward pass: that which called backward), and its function
     place: Place | None = None
     function: str = ""
@@ -34,7 +37,7 @@ class GradientLoss:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GradientFlow:
-    """How gradients fared in float16, in the backward passes that were looked at."""
+    """How gradients fared in float16 and in formats of 8 bits, in the backward passes that were looked at."""
 
     #: backward passes, and operations in them, that were looked at
     passes: int = 0

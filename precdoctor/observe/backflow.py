@@ -1,7 +1,9 @@
-"""What the range of float16 does to gradients: operations of backward passes, done again in float32.
+"""What the range of float16, or of 8 bits, does to gradients: operations on them, done again in float32.
 
 An instrument of the operation probe. Float32 reaches 1e-38, so what a product of float16 values is there and
 is not in float16 was lost to the format. Results that cancel to nearly nothing are left out: theirs is noise.
+Of formats of 8 bits only casts are looked at: the derivative of a cast there and back is a cast of the
+gradient, without the scale that values have.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor
 
 from precdoctor.evidence import GradientFlow, GradientLoss, Place
+from precdoctor.numerics import format_of
 from precdoctor.observe.frames import Spot, UserCode
 from precdoctor.observe.lineage.origins import Marks
 from precdoctor.observe.probe.operations import Operation, tensors_in
@@ -43,6 +46,12 @@ _SCALES = frozenset(f"aten::{name}_" for name in ("mul", "div", "_foreach_mul", 
 _LOST = 0.5
 #: squared size of a sum relative to that of its terms without their signs, below which it is noise
 _NOISE = 1e-8
+_FLOAT8 = tuple(
+    dtype
+    for name in ("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz")
+    if (dtype := getattr(torch, name, None)) is not None
+)
+_LOW = (torch.float16, *_FLOAT8)
 #: elements of the operands together, and wall seconds in all, up to which operations are done again
 _MOST_ELEMENTS, _MOST_SECONDS = 1 << 24, 2.0
 
@@ -53,6 +62,7 @@ class _Seen:
     op: str
     backward: bool
     spot: Spot | None
+    dtype: torch.dtype
     seen: int = 0
     #: (lost, largest, share, projection, pass), not read off before the end
     results: list[tuple[Tensor, int]] = field(default_factory=list)
@@ -64,6 +74,8 @@ class GradientWatch:
     def __init__(self, code: UserCode, marks: Marks) -> None:
         self._code, self._marks = code, marks
         self._found: dict[tuple[Any, ...], _Seen] = {}
+        #: where a forward pass first casts what gradient comes back to, by format
+        self._casts: dict[torch.dtype, Spot | None] = {}
         self._passes = self._operations = 0
         self._in_pass = False
         self._seconds = 0.0
@@ -89,7 +101,13 @@ class GradientWatch:
         if operation.backward != self._in_pass:
             self._in_pass = operation.backward
             self._passes += operation.backward
-        outputs = [t for t in operation.outputs if t.dtype == torch.float16 and is_plain(t) and t.numel()]
+        outputs = [t for t in operation.outputs if t.dtype in _LOW and is_plain(t) and t.numel()]
+        if outputs and outputs[0].dtype in _FLOAT8:
+            if operation.name != "aten::_to_copy":
+                return
+            if not operation.backward:
+                self._note_cast(operation, outputs[0].dtype)
+                return
         if not outputs or self._seconds > _MOST_SECONDS:
             return
         start = time.perf_counter()
@@ -106,6 +124,10 @@ class GradientWatch:
 
     def fall_asleep(self) -> None:
         """Nothing is kept of the run's tensors."""
+
+    def _note_cast(self, operation: Operation, dtype: torch.dtype) -> None:
+        if dtype not in self._casts and operation.graded and any(t.requires_grad for t in operation.inputs):
+            self._casts[dtype] = self._code.innermost(operation.frame)[0]
 
     # ------------------------------------------------------------------ comparison
 
@@ -154,19 +176,25 @@ class GradientWatch:
         if bound is not None:
             counts &= size > _NOISE * bound.square().double().sum()
         largest = exact.abs().max()
-        lost = counts & ((projection < _LOST) | (gone > _LOST)) & (largest < 2.0**-14)
-        self._note("underflow", operation, torch.stack((lost.float(), largest, gone, projection.float())))
+        smallest_normal = float(torch.finfo(out.dtype).smallest_normal)
+        lost = counts & ((projection < _LOST) | (gone > _LOST)) & (largest < smallest_normal)
+        row = torch.stack((lost.float(), largest, gone, projection.float()))
+        self._note("underflow", operation, row, out.dtype)
+        if out.dtype in _FLOAT8:
+            return
         infinite = (~torch.isfinite(wide) & torch.isfinite(exact)).float()
         self._note(
             "overflow", operation, torch.stack((infinite.max(), largest, infinite.mean(), largest * 0))
         )
 
-    def _note(self, kind: str, operation: Operation, result: Tensor) -> None:
+    def _note(
+        self, kind: str, operation: Operation, result: Tensor, dtype: torch.dtype = torch.float16
+    ) -> None:
         spot = self._code.innermost(operation.frame)[0]
-        key = (kind, operation.name, operation.backward, spot)
+        key = (kind, operation.name, operation.backward, spot, dtype)
         seen = self._found.get(key)
         if seen is None:
-            seen = self._found[key] = _Seen(kind, operation.name, operation.backward, spot)
+            seen = self._found[key] = _Seen(kind, operation.name, operation.backward, spot, dtype)
         seen.seen += 1
         if result.device.type != "cpu" or bool(result[0]):
             seen.results.append((result, self._passes))
@@ -175,7 +203,7 @@ class GradientWatch:
 
     def evidence(self, place: Callable[[Spot | None], Place | None]) -> GradientFlow:
         """Return what was seen."""
-        losses = (_loss(seen, place) for seen in self._found.values())
+        losses = (_loss(seen, place, self._casts.get(seen.dtype)) for seen in self._found.values())
         return GradientFlow(
             passes=self._passes,
             operations=self._operations,
@@ -183,7 +211,9 @@ class GradientWatch:
         )
 
 
-def _loss(seen: _Seen, place: Callable[[Spot | None], Place | None]) -> GradientLoss | None:
+def _loss(
+    seen: _Seen, place: Callable[[Spot | None], Place | None], cast: Spot | None
+) -> GradientLoss | None:
     rows = [(row.tolist(), number) for row, number in seen.results]
     lost = [(row, number) for row, number in rows if row[0]]
     if not lost:
@@ -192,6 +222,8 @@ def _loss(seen: _Seen, place: Callable[[Spot | None], Place | None]) -> Gradient
     return GradientLoss(
         kind="underflow" if seen.kind == "underflow" else "overflow",
         op=seen.op,
+        format=format_of(seen.dtype).name,
+        cast=place(cast),
         backward=seen.backward,
         place=place(seen.spot),
         function=seen.spot.function if seen.spot is not None else "",

@@ -1,4 +1,4 @@
-"""PD203: gradients are too small for float16 and flush to zero on their way."""
+"""PD203: gradients are too small for float16, or for 8 bits, and flush to zero on their way."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import ClassVar
 
 from precdoctor.evidence import Evidence, GradientFlow, GradientLoss, Parameter, Place, Scaler
 from precdoctor.formats import FLOAT16
-from precdoctor.rules.finding import Finding, Severity, Subject
+from precdoctor.rules.finding import Finding, Prescription, Severity, Subject
 from precdoctor.rules.prescriptions import ranked
-from precdoctor.rules.reading import MIN_STEPS, locations, parameter_subjects
+from precdoctor.rules.reading import MIN_STEPS, format_named, locations, parameter_subjects
 from precdoctor.rules.rule import Rule
 from precdoctor.rules.wording import at, count, number, percent, several
 
@@ -32,7 +32,9 @@ class GradientUnderflow(Rule):
     The smallest positive float16 is 6e-8, and below 6e-5 digits are missing. The gradient of a mean over a
     million elements, of a loss with a small weight or of a deep net is there. Under autocast the backward
     pass runs in the formats of the forward pass, so gradients of activations are float16 even where the
-    weights are float32.
+    weights are float32. And the derivative of a cast is a cast: where activations are sent through a float of
+    8 bits and back, so is their gradient, without the scale that was chosen for the activations. The smallest
+    positive e4m3fn is 2^-9.
 
     ## Why it hurts
 
@@ -47,17 +49,18 @@ class GradientUnderflow(Rule):
     backward passes that were looked at, and parameters got exactly zero at half of their steps or more, or a
     quarter of the operations are lost; else a warning. Gradients are judged as they are scaled: with a
     working scaler they are in range. Units that are off, unused rows and terms of weight 0 are exact zeros in
-    float32 as well, and no underflow.
+    float32 as well, and no underflow. Of formats of 8 bits only casts are looked at, by the same criterion.
 
     ## Blind spots
 
     Backward passes while the operation probe sleeps. Operations that are not linear in gradients, and very
-    large ones, are not done again. Formats of 8 bits are judged as quantizers (PD603).
+    large ones, are not done again. Products in 8 bits are not looked at.
 
     ## Remedies
 
     Scale the loss: `torch.amp.GradScaler`, enabled, with its default scale of 65,536. Or bfloat16, which has
-    float32's range.
+    float32's range. Values that are only to look like 8 bits: a straight-through estimator,
+    `x + (Q(x) - x).detach()`.
 
     ## References
 
@@ -91,21 +94,24 @@ class GradientUnderflow(Rule):
     ) -> Finding:
         worst = max(losses, key=lambda loss: (loss.share, loss.lost))
         lost = sum(loss.lost for loss in losses)
+        fmt = format_named(worst.format) or FLOAT16
         cut = _cut_off(evidence)
         scaler = _scaler(evidence)
         text = (
-            f"{lost:,} of {count(flow.operations, 'operation')} on float16 gradients{at(worst.place)} "
+            f"{lost:,} of {count(flow.operations, 'operation')} on {fmt.name} gradients{at(worst.place)} "
             "gave less than "
             f"half of what they give in float32: in {worst.op.removeprefix('aten::')} the largest "
             "exact element is "
-            f"{number(worst.largest)}, the smallest positive float16 is {number(FLOAT16.min_subnormal)}, and "
+            f"{number(worst.largest)}, the smallest positive {fmt.name} is {number(fmt.min_subnormal)}, and "
             f"{percent(worst.share)} of the elements became 0"
         )
+        if worst.cast is not None:
+            text += f": the backward of the cast{at(worst.cast)} casts them without a scale"
         if cut:
             text += f". {several([p.name for p in cut])} got a gradient of exactly zero"
-        if scaler is None:
+        if scaler is None and worst.cast is None:
             text += "; the loss is not scaled"
-        else:
+        elif scaler is not None:
             state = f"has a scale of {number(scaler.scale)}" if scaler.enabled else "is disabled"
             text += f"; the scaler{at(scaler.place)} {state}"
         subjects = parameter_subjects(cut) or (Subject(kind="op", name=worst.function or "backward"),)
@@ -115,7 +121,10 @@ class GradientUnderflow(Rule):
             severity=severity,
             subjects=subjects,
             message=text + ".",
-            locations=locations(_causes(evidence, scaler), [loss.place for loss in losses]),
+            locations=locations(
+                [worst.cast] if worst.cast is not None else _causes(evidence, scaler),
+                [loss.place for loss in losses],
+            ),
             measured={
                 "operations": flow.operations,
                 "lost_operations": lost,
@@ -124,11 +133,14 @@ class GradientUnderflow(Rule):
                 "largest_exact": worst.largest,
                 "flushed_share": worst.share,
                 "projection": worst.projection,
-                "min_subnormal": FLOAT16.min_subnormal,
-                "min_normal": FLOAT16.min_normal,
+                "format": fmt.name,
+                "min_subnormal": fmt.min_subnormal,
+                "min_normal": fmt.min_normal,
                 "scale": scaler.scale if scaler is not None and scaler.enabled else 1.0,
             },
-            prescriptions=ranked(
+            prescriptions=_straight_through()
+            if worst.cast is not None
+            else ranked(
                 [
                     (
                         "loss-scaling",
@@ -168,6 +180,12 @@ class GradientUnderflow(Rule):
                 [("float32-gradients", "cast the gradients to float32 first, then divide them by the scale")]
             ),
         )
+
+
+def _straight_through() -> tuple[Prescription, ...]:
+    return ranked(
+        [("ste", "x + (Q(x) - x).detach(): the same values forward, and the gradient comes back uncast")]
+    )
 
 
 def _severity(evidence: Evidence, flow: GradientFlow, losses: list[GradientLoss]) -> Severity | None:

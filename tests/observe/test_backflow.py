@@ -98,3 +98,31 @@ def test_what_a_program_makes_of_gradients_is_looked_at(work: Any, kind: str) ->
     assert found is not None
     own = [loss for loss in found.losses if not loss.backward]
     assert {(loss.function, loss.kind) for loss in own} == {(work.__name__, kind)}
+
+
+@pytest.mark.parametrize(
+    ("scale", "through", "is_lost"), [(1.0, False, True), (1e6, False, False), (1.0, True, False)]
+)
+def test_a_cast_to_8_bits_and_back_casts_the_gradient(scale: float, through: bool, is_lost: bool) -> None:
+    torch.manual_seed(0)
+    first, last = nn.Linear(8, 16), nn.Linear(16, 2)
+    optimizer = torch.optim.SGD([*first.parameters(), *last.parameters()], lr=0.0)
+
+    def pack(x: Tensor) -> Tensor:
+        packed = (x * 400).to(torch.float8_e4m3fn).to(x.dtype) / 400
+        return x + (packed - x).detach() if through else packed
+
+    with Doctor(probe=True) as doctor:
+        for _ in range(3):
+            loss = scale * last(pack(first(torch.randn(64, 8)).tanh())).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    assert first.weight.grad is not None
+    assert bool((first.weight.grad == 0).all()) == is_lost
+    found = doctor.evidence().gradient_flow
+    assert found is not None
+    assert [(x.op, x.format, x.passes) for x in lost(found)] == (
+        [("aten::_to_copy", "e4m3fn", 3)] if is_lost else []
+    )
+    assert all(x.cast is not None and "float8_e4m3fn" in x.cast.code for x in lost(found))

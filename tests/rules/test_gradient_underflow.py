@@ -51,3 +51,17 @@ def test_a_gradient_that_is_cut_off_makes_it_grave() -> None:
 
     assert finding.severity == "error"
     assert [s.name for s in finding.subjects] == ["weight"]
+
+
+def test_a_cast_to_8_bits_is_the_cause_and_no_scaler() -> None:
+    cast = Place(file="train.py", line=14)
+    copied = loss(op="aten::_to_copy", format="e4m3fn", cast=cast, largest=1e-4)
+    evidence = dataclasses.replace(build.evidence(build.parameter()), gradient_flow=flow(copied))
+
+    (finding,) = GradientUnderflow.criterion(evidence)
+
+    assert [(x.role, x.place.line) for x in finding.locations] == [("cause", 14), ("site", 30)]
+    assert "casts them without a scale" in finding.message
+    assert "smallest positive e4m3fn is 0.00195" in finding.message
+    assert "scaled;" not in finding.message
+    assert [p.remedy for p in finding.prescriptions] == ["ste"]

@@ -146,5 +146,7 @@ def is_finite(tensor: Tensor) -> bool:
         return True
     narrow = tensor.dtype in _NARROW
     tensor = tensor.detach()
+    if tensor.element_size() == 1:  # torch does no arithmetic in formats of 8 bits
+        tensor = tensor.float()
     total = float(tensor.sum(dtype=torch.float32) if narrow else tensor.sum())
     return math.isfinite(total) or bool(torch.isfinite(tensor).all())

@@ -186,3 +186,9 @@ def test_a_loss_that_is_not_finite_wakes_the_probe_a_few_times() -> None:
         assert woken == [True, True, True, False]
     finally:
         probe.detach()
+
+
+@pytest.mark.parametrize("low", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_formats_of_8_bits_are_followed(low: torch.dtype) -> None:
+    x = torch.randn(4, 8)
+    assert seen(lambda: HEAD(x.to(low).float()).sum()).non_finite == ()
