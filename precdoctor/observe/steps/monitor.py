@@ -134,6 +134,8 @@ class StepMonitor:
         self.lanes: dict[tuple[Any, ...], list[Lane]] = {}
         #: CPU seconds spent observing; CPU time is not inflated by whatever else the machine does
         self.seconds = 0.0
+        #: of those, what trying optimizers on toys took: once, whatever the number of observed steps
+        self._once = 0.0
         self._unseen: dict[str, None] = {}
         self._on_lane, self._on_observation, self._on_step = on_lane, on_observation, on_step
         self._by_id: dict[int, Record] = {}
@@ -248,7 +250,8 @@ class StepMonitor:
         mine.stack.append(pending)
         if self._probe is not None and not pending.nested:
             self._probe.step_begins(optimizer)
-        due = self.schedule.due(record.steps, record.last, self.seconds, start - self._started)
+        spent = self.seconds - self._once
+        due = self.schedule.due(record.steps, record.last, spent, start - self._started)
         if record.index >= _FIRST and self.schedule.every is None:  # one optimizer per task, or per parameter
             due = due and self.seconds <= self.schedule.budget * (start - self._started)
         if not due or pending.nested or record.failed or not self._may_observe():
@@ -373,7 +376,9 @@ class StepMonitor:
             self._unseen[f"after {_MOST_LANES} parameter groups no further one is observed"] = None
             lanes = []
         elif lanes is None or any(p is None for lane in lanes for p in lane.alive()):
+            start = time.process_time()
             lanes = self._built(optimizer, record, index, group["params"])
+            self._once += time.process_time() - start
             self.lanes[key] = lanes
         record.lanes[index] = (key, lanes)
         return lanes

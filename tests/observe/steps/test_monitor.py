@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from precdoctor.doctor import Doctor
-from precdoctor.evidence import Parameter
+from precdoctor.evidence import Bench, Parameter
 from precdoctor.observe.steps.monitor import Schedule
 
 
@@ -246,6 +247,27 @@ def test_the_first_steps_are_observed_and_then_as_the_budget_allows(
     number: int, last: int | None, spent: float, due: bool
 ) -> None:
     assert Schedule(budget=0.02).due(number, last, spent, elapsed=100.0) is due
+
+
+def test_trying_an_optimizer_once_takes_no_step_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(*_: object) -> Bench:
+        start = time.process_time()
+        while time.process_time() - start < 0.5:
+            pass
+        return Bench(group=0, format="bfloat16", why_not="not tried")
+
+    monkeypatch.setattr("precdoctor.observe.steps.monitor.bench", slow)
+    p = nn.Parameter(torch.ones(4, dtype=torch.bfloat16))
+    optimizer = torch.optim.SGD([p], lr=0.1)
+    with Doctor(budget=0.25, stride=1) as doctor:
+        for _ in range(15):
+            p.grad = torch.ones_like(p)
+            # a step that takes its time, though less than the trial did
+            start = time.process_time()
+            while time.process_time() - start < 0.02:
+                pass
+            optimizer.step()
+    assert doctor.evidence().run.observed == 15
 
 
 def test_every_n_observes_every_nth_whatever_it_costs() -> None:
