@@ -28,6 +28,8 @@ _LOW = (torch.float16, torch.bfloat16)
 _DRAWS = ("aten::rand", "aten::rand_like", "aten::uniform_")
 #: distance from where a function is singular that a constant keeps, beyond which it has no tail
 _SPARED = 2.0**-9
+#: chance of 0 among uniform numbers drawn in float32
+_FLOAT32_ZERO = 2.0**-24
 #: lines kept, and tensors that are followed
 _SITES, _TAGS = 128, 4096
 
@@ -280,8 +282,10 @@ class RandomWatch:
     def _outcome(self, operation: Operation, what: str, source: _Drawn, chance: Any, outcome: Tensor) -> None:
         count = outcome.numel()
         mean = float(torch.as_tensor(chance, dtype=torch.float64).clamp(0, 1).mean())
-        if not count or not 0 < mean < 1:
+        if not count:
             return
+        # of float32 uniforms as well some are exactly 0, where the reals have none
+        mean = min(max(mean, _FLOAT32_ZERO), 1 - _FLOAT32_ZERO)
         site = self._site(operation, "probability", what, source)
         true = int((outcome != 0).sum())
         site.drawn += count

@@ -16,7 +16,8 @@ from precdoctor.rules.wording import at, number, percent
 MIN_DRAWN = 256
 #: draws expected nearer to the singularity than the nearest seen: none came with a chance of e^-16
 GAP = 16.0
-#: draws at the singularity, or at one place next to it, and how many times more that is than expected
+#: draws at the singularity, at one place next to it, or on the rare side of a comparison, and how many times
+#: more at one place than expected
 MIN_ATOMS, ATOMS = 4, 100.0
 #: standard deviations, and share, by which a probability must be off
 SIGMAS, OFF = 6.0, 0.25
@@ -29,7 +30,7 @@ class CoarseRandom(Rule):
 
     `torch.rand_like(x)` takes the format of `x`: near 1 neighbours are 1/256 apart in bfloat16, 1/2048 in
     float16, and a value that rounds to 1 comes as exactly 0, once in some hundred draws. A logarithm, a
-    quantile function or a comparison with a small probability depends on just these ends.
+    quantile function or a comparison with a small probability, or with 0, depends on just these ends.
 
     ## Why it hurts
 
@@ -43,7 +44,8 @@ class CoarseRandom(Rule):
     singularity (log, log1p, 1/x, erfinv, ...), and either none came nearer to it than at a distance within
     which 16 or more were expected, or some lay on it, or all at one place next to it, 100 times more often
     than expected. Also where a comparison of such numbers came out, rare side first, more than 25 % and
-    6 standard deviations off its probability.
+    6 standard deviations off its probability, with 4 such outcomes seen or expected: `u > 0`, the mask of a
+    rate of 0, is false for one number in some hundred.
 
     ## Blind spots
 
@@ -111,6 +113,8 @@ def _why(item: CoarseUniform) -> str:
     """Return what is wrong with a use; empty where nothing is."""
     if item.use == "probability":
         off = abs(item.observed - item.expected)
+        if max(item.observed, item.expected) < MIN_ATOMS:
+            return ""
         if off <= OFF * item.expected or off <= SIGMAS * math.sqrt(item.expected):
             return ""
         return (
