@@ -27,7 +27,8 @@ class LostIntegers:
     """Numbers that were cast to, or made in, a format with too few digits, by the line that did it."""
 
     #: "cast": of integers, or fractions of them; "promotion": an operation of integers with other numbers;
-    #: "autocast": a cast that autocast made; "made": a range made in the format; "given": rounded before
+    #: "autocast": a cast that autocast made; "made": a range made in the format; "counted": a sum, or a
+    #: running sum, of integers in it; "given": rounded before
     how: str
     #: format before and after
     before: str

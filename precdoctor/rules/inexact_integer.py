@@ -30,7 +30,8 @@ class InexactInteger(Rule):
 
     A format has all integers up to 2^p only: 256 in bfloat16, 2,048 in float16, 16.8 million in float32. A
     Unix time in float32 is a multiple of 128 seconds. Ids that went through half precision and back are
-    other ids; beyond 65,504 float16 has infinity.
+    other ids; beyond 65,504 float16 has infinity. The sum of a mask in bfloat16, and its cumulative sum,
+    count to 256.
 
     ## Why it hurts
 

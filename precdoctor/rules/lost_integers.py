@@ -33,6 +33,8 @@ _WORDS = {
     "infinity": "what is infinite is used",
 }
 
+_MADE = {"made": "are made in", "given": "come in", "counted": "are counted in"}
+
 
 def is_position(item: LostIntegers) -> bool:
     """Tell whether numbers are positions: in 16 bits, and a sequence or the argument of a sine."""
@@ -86,7 +88,7 @@ def _matters(item: LostIntegers, use: IntegerUse) -> bool:
 
 def what_happened(item: LostIntegers, noun: str) -> str:
     """Return the mechanism with its numbers."""
-    made = "are made in" if item.how == "made" else "come in" if item.how == "given" else "are cast to"
+    made = _MADE.get(item.how, "are cast to")
     by = {"promotion": ", by an operation with other numbers,", "autocast": ", by autocast,"}.get(
         item.how, ""
     )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 #: numbers that are looked at in one tensor
-_MOST = 1 << 16
+MOST = 1 << 16
 #: length from which equal distances make a sequence
 _LONG = 8
 #: columns of a table that are told apart, and rows that tell whether they hold integers
@@ -38,8 +38,8 @@ def loss_between(before: Tensor, after: Tensor, unit: float = 1.0) -> Loss | Non
 
     Integers beyond 2**53 are compared as float64 has them.
     """
-    exact = before.detach().reshape(-1)[:_MOST].double()
-    got = after.detach().reshape(-1)[:_MOST].double()
+    exact = before.detach().reshape(-1)[:MOST].double()
+    got = after.detach().reshape(-1)[:MOST].double()
     multiples, rounded = (exact / unit).round(), (got / unit).round()
     finite = torch.isfinite(got)
     overflowed = int((~finite & torch.isfinite(exact)).sum())
@@ -75,9 +75,9 @@ def is_sequence(numbers: Tensor, unit: float = 1.0) -> bool:
     """Tell whether numbers follow one another with equal distances other than 0, along some dimension."""
     for dimension in range(numbers.dim()):
         size = numbers.shape[dimension]
-        if size < _LONG or numbers.numel() // size > _MOST:
+        if size < _LONG or numbers.numel() // size > MOST:
             continue
-        row = numbers.detach().movedim(dimension, -1)[..., :_MOST].reshape(-1, min(size, _MOST))[0]
+        row = numbers.detach().movedim(dimension, -1)[..., :MOST].reshape(-1, min(size, MOST))[0]
         steps = (row.double() / unit).round().diff()
         if bool(steps[0] != 0) and bool((steps == steps[0]).all()):
             return True
@@ -105,5 +105,5 @@ def ulp_of(largest: float, dtype: torch.dtype) -> float:
 
 def fills_grid(numbers: Tensor, ulp: float) -> bool:
     """Tell whether a quarter of the numbers are odd multiples of the ulp: they use its last bit."""
-    multiples = (numbers.detach().reshape(-1)[:_MOST].double() / ulp).round()
+    multiples = (numbers.detach().reshape(-1)[:MOST].double() / ulp).round()
     return float((multiples % 2 == 1).double().mean()) >= 0.25

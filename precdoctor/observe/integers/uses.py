@@ -201,6 +201,8 @@ class IntegerTrails:
     ) -> None:
         out = operation.outputs[0]
         divided = name.startswith("aten::div")
+        if not divided:
+            others = [t for t in others if not _is_mask(t)]
         numbers = [a for a in operation.args if isinstance(a, (int, float)) and not isinstance(a, bool)]
         constants = [t for t in others if (not t.requires_grad or t.is_leaf) and not _is_data(t, out)]
         if (
@@ -319,6 +321,13 @@ def _is_data(tensor: Tensor, result: Tensor) -> bool:
     """Tell whether a tensor has a number of its own for each element of a result, as no constant has."""
     held = tensor.untyped_storage().nbytes() // tensor.element_size()
     return held >= result.numel() > 1
+
+
+def _is_mask(tensor: Tensor) -> bool:
+    """Tell whether all numbers are 0 or 1: what they multiply stays what it is, or is left out."""
+    if tensor.requires_grad:
+        return False
+    return tensor.dtype == torch.bool or bool(((tensor == 0) | (tensor == 1)).all())
 
 
 def smallest(operation: Operation) -> float:

@@ -1,7 +1,7 @@
 """Integers in formats that can't hold them: finds the casts that lose digits. An instrument of the probe.
 
-Casts, copies, operations that cast integers on their own, and ranges made in a low format. What becomes of
-the numbers is followed by `IntegerTrails`; nothing is claimed without a use that depends on them.
+Casts, copies, operations that cast integers on their own, and ranges and counts made in a low format. What
+becomes of the numbers is followed by `IntegerTrails`; nothing is claimed without a use that depends on them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from precdoctor.evidence import LostIntegers, Place
 from precdoctor.observe.frames import Spot, UserCode
 from precdoctor.observe.integers.lost import (
     BITS,
+    MOST,
     Loss,
     beyond,
     fills_grid,
@@ -32,6 +33,8 @@ from precdoctor.observe.watch import is_plain
 
 _RANGES = ("aten::arange", "aten::linspace")
 _CASTS = ("aten::_to_copy", "aten::copy_")
+#: they count where they sum integers
+_COUNTS = ("aten::cumsum", "aten::sum")
 _LOOKED_AT = FACTORS | SUMS | REMAINDERS | {*_CASTS}
 
 
@@ -62,6 +65,8 @@ class IntegerWatch:
         name = operation.name
         if name in _RANGES:
             self._range(operation)
+            return
+        if name in _COUNTS and self._counted(operation):
             return
         if name not in _LOOKED_AT and not self._trails:
             return
@@ -107,6 +112,26 @@ class IntegerWatch:
         if loss is not None:
             site = self._trails.note(operation, "made", "", out.dtype, loss)
             self._trails.put(out, site, loss.error, abs(step))
+
+    def _counted(self, operation: Operation) -> bool:
+        """Look at a sum, or a running one, of integers in a low format; tell whether it lost digits."""
+        out = operation.outputs[0] if operation.outputs else None
+        source = operation.args[0]
+        if out is None or out.dtype not in (torch.bfloat16, torch.float16) or not is_plain(source):
+            return False
+        if source.requires_grad or source.numel() > MOST or not beyond(out, out.dtype):
+            return False
+        wide = source.detach().double()
+        if not torch.equal(wide, wide.round()):
+            return False
+        kwargs = {**operation.kwargs, "dtype": torch.float64}
+        loss = loss_between(operation.func(wide, *operation.args[1:], **kwargs), out)
+        if loss is None:
+            return False
+        before = str(source.dtype).removeprefix("torch.")
+        site = self._trails.note(operation, "counted", before, out.dtype, loss)
+        self._trails.put(out, site, loss.error, 1.0)
+        return True
 
     def _cast(self, operation: Operation, inputs: list[Tensor], tags: list[Tag | None]) -> None:
         """Look at a cast, or a copy into a tensor of another format."""

@@ -183,3 +183,24 @@ def test_numbers_that_nobody_saw_exact_show_in_a_remainder() -> None:
     assert (item.how, item.uses[0].kind) == ("given", "periodic")
     assert uses(lambda: torch.tensor(times) % 604_800)["periodic"] < 1 / 64
     assert seen(lambda: torch.arange(0, 2.0**26, 1024.0) % 3000) == ()
+
+
+MASK = torch.arange(640)[None] < torch.tensor([[600], [450], [630], [301]])
+
+
+def test_positions_and_lengths_counted_in_a_low_format_are_looked_up_with() -> None:
+    table, mask, states = nn.Embedding(700, 4), MASK.bfloat16(), torch.randn(4, 640, 2)
+    (item,) = seen(lambda: table((mask.cumsum(1) * mask).long()))
+    assert (item.how, item.format, item.distinct_before) == ("counted", "bfloat16", 630)
+    assert [use.kind for use in item.uses] == ["index"]
+    (item,) = seen(lambda: states[torch.arange(4), mask.sum(-1).long() - 1])
+    assert [(use.kind, use.error) for use in item.uses] == [("index", 2.0)]
+
+
+def test_counts_that_are_exact_or_are_magnitudes_are_no_use() -> None:
+    table, states, numbers = nn.Embedding(700, 4), torch.randn(4, 640, 2), torch.rand(4, 640).bfloat16()
+    assert seen(lambda: table((MASK.long().cumsum(1) * MASK).long())) == ()
+    assert seen(lambda: table(MASK[:, :256].bfloat16().cumsum(1).long())) == ()
+    assert seen(lambda: table(MASK.half().cumsum(1).long())) == ()
+    assert seen(lambda: states.sum(1) / MASK.bfloat16().sum(1, keepdim=True)) == ()
+    assert seen(lambda: table((numbers * 2).cumsum(1).long().clamp(max=699))) == ()
