@@ -31,7 +31,7 @@ class Site:
     graded: bool = False
     #: what wrong values of it reached, each with the number of passes: "layer" (an operation with weights),
     #: "loss" (one not yet down to a hundredth of what it was), "gradient", "parameter", "logarithm" (or a
-    #: reciprocal, and from there something else)
+    #: reciprocal, and from there something else), "read" (by Python, as a number)
     reached: tuple[tuple[str, int], ...] = ()
     #: where they were first seen to, and the largest error there: its norm over that of the exact value
     reached_at: Place | None = None
@@ -76,6 +76,8 @@ class Cancellation(Site):
     share: float = 0.0
     #: norm of the exact result over that of its largest argument
     remaining: float = 0.0
+    #: passes in which it reached something and a model was evaluated
+    evaluations: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +106,8 @@ class Exactness:
     #: forward passes (told apart by the calls of backward) and operations that were compared
     passes: int = 0
     operations: int = 0
+    #: passes in which layers ran without gradient; the first few
+    evaluations: int = 0
     non_finite: tuple[NonFinite, ...] = ()
     cancellations: tuple[Cancellation, ...] = ()
     lossy_sums: tuple[LossySum, ...] = ()

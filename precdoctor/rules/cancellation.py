@@ -26,6 +26,8 @@ from precdoctor.rules.wording import at, number, percent
 NOISE_SHARE = 0.5
 #: error of a difference, before a factorization that fails, from which it is to blame
 FAILED_ERROR = 0.3
+#: share of the evaluations seen in which a difference has to do harm: one may be all that there are
+EVALUATIONS_SHARE = 0.5
 _SOFTMAX = ("_log_softmax", "_softmax", "logsumexp")
 
 
@@ -51,7 +53,10 @@ class Cancellation(Rule):
     of the difference over norm), or more than 30 % of its elements by half their value, and its arguments
     are off by less than an eighth of that: it is here that the digits go. And the damage is seen to reach a
     layer, the loss (one not yet down to 1 % of what it was), a gradient, a parameter, or goes through a
-    logarithm or a reciprocal, in at least two forward passes and 10 % of those seen. An error where what it
+    logarithm or a reciprocal, in at least two forward passes and 10 % of those seen; one pass is enough, in
+    code without gradient, where a model is evaluated in it, what is reached (or read by Python) is off by
+    more than 50 %, and it is so in half of the evaluations. A quotient by the difference that is subtracted
+    from 1, as in a score (R2), counts there as it is. An error where what it
     reaches is off by more than 50 %, else a warning. A warning, too, for a difference of log-probabilities
     formed in 16 bits that gradient goes through and that is off by more than 50 % in half of the passes;
     and where the script fails in a factorization just after. Exact counts what layers return: the rounding
@@ -61,7 +66,8 @@ class Cancellation(Rule):
     ## Blind spots
 
     Forward passes and the user's own code in the steps in which the operation probe is awake; values that
-    never were below float32 in the first three steps only. Tensors of over a million elements are not
+    never were below float32 in the first three steps, in three evaluations of a model, and on from where
+    digits of such were seen to cancel. Tensors of over a million elements are not
     followed. What cancels inside one operation is seen by its result.
 
     ## Remedies
@@ -87,7 +93,7 @@ class Cancellation(Rule):
         seen = exactness(evidence)
         found = []
         for site in seen.cancellations:
-            reached = ends(site, seen)
+            reached = ends(site, seen) or _ends_of_evaluation(site, seen)
             if reached:
                 grave: Severity = "error" if site.reached_error > ERROR else "warning"
                 found.append(cls._at(site, grave, f"that reaches {in_words(reached)}{at(site.reached_at)}"))
@@ -136,6 +142,14 @@ def _cures(site: records.Cancellation) -> list[tuple[str, str]]:
         ("subtract-first", "subtract before squaring or taking exponentials: (x - mean)^2, (a - b)^2, expm1"),
         (f"{wide}-op", f"compute {what}{at(site.cause or site.place)} in {wide}"),
     ]
+
+
+def _ends_of_evaluation(site: records.Cancellation, seen: records.Exactness) -> list[str]:
+    """Return what a difference that no gradient goes through reached in enough evaluations of a model."""
+    often = site.evaluations > 0 and site.evaluations >= EVALUATIONS_SHARE * seen.evaluations
+    if site.graded or not often or site.reached_error <= ERROR:
+        return []
+    return [where for where, _ in site.reached]
 
 
 def _is_noise(site: records.Cancellation, seen: records.Exactness) -> bool:

@@ -24,7 +24,7 @@ MIN_LOSSES = 3
 #: error of what wrong values have reached, from which it is an error and not a warning: less than one
 #: correct bit on the whole
 ERROR = 0.5
-#: where wrong values do harm by being there
+#: where wrong values do harm by being there, in training
 _ENDS = ("layer", "loss", "gradient", "parameter", "logarithm")
 _IN_WORDS = {
     "layer": "the layers that follow",
@@ -32,6 +32,7 @@ _IN_WORDS = {
     "gradient": "the gradients that the optimizer gets",
     "parameter": "the parameters",
     "logarithm": "a logarithm or a reciprocal, which makes a large error of it",
+    "read": "Python, which reads it",
 }
 
 

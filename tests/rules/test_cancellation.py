@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 
@@ -72,3 +73,21 @@ def test_a_factorization_that_fails_on_what_is_damaged_is_a_warning() -> None:
     assert finding.severity == "warning"
     earlier = run(cancellations=(cancellation(last_step=50),))
     assert not Cancellation.criterion(dataclasses.replace(earlier, run=failed))
+
+
+@pytest.mark.parametrize(
+    ("changes", "ill"),
+    [
+        ({}, True),
+        ({"evaluations": 2}, True),
+        ({"evaluations": 1}, False),
+        ({"evaluations": 0}, False),
+        ({"reached_error": 0.4}, False),
+        ({"graded": True}, False),
+        ({"reached": ()}, False),
+    ],
+)
+def test_one_pass_is_enough_in_most_evaluations(changes: dict[str, Any], ill: bool) -> None:
+    values = {"passes": 1, "reached": (("read", 1),), "evaluations": 3, **changes}
+    evidence = run(cancellations=(cancellation(**values),), evaluations=3)
+    assert bool(Cancellation.criterion(evidence)) == ill

@@ -33,6 +33,7 @@ _NOTHING = 1e-14
 _BEYOND_ROUNDING = 1e-5
 #: error of an argument of sin or cos that counts, radians
 _TURNED = 0.5
+NARROW = (torch.float16, torch.bfloat16)
 
 
 class Errors(NamedTuple):
@@ -87,6 +88,8 @@ class DigitWatch:
         self.cancellations: dict[tuple[Spot | None, str], CancellationSite] = {}
         self.lossy_sums: dict[tuple[Spot | None, str], LossySumSite] = {}
         self.phases: dict[tuple[Spot | None, str], PhaseSite] = {}
+        #: a difference has lost its digits although no value was below float32
+        self.cancels_wide = False
 
     @property
     def sites(self) -> list[Site]:
@@ -109,12 +112,22 @@ class DigitWatch:
             return None, False
         hurt = hurt_of(site, out, exact, rel)
         if hurt is None:
+            self._complemented(look, carriers)
             return None, False
         site.carried(look.spot, hurt)
         magnified = any(s.magnified for s in carriers)
         if magnified:
             site.reach("logarithm", look.number, look.spot, hurt)
         return site, magnified or look.kind.magnifies or self._divides(look, carriers)
+
+    @staticmethod
+    def _complemented(look: Look, carriers: Sequence[Shadow]) -> None:
+        """Take note of 1 - a / b: a score near 1, where what is said is how far from 1."""
+        carrier = next((s for s in carriers if s.magnified and s.error > HURT), None)
+        if carrier is None or carrier.damage is None or look.is_graded or len(look.inputs) != 1:
+            return
+        if look.kind.name in ("rsub", "sub", "add"):
+            carrier.damage.reach("logarithm", look.number, look.spot, carrier.error)
 
     def _divides(self, look: Look, carriers: Sequence[Shadow]) -> bool:
         if look.kind.name != "div" or len(look.inputs) != 2:
@@ -156,6 +169,8 @@ class DigitWatch:
             form = str(out.dtype).removeprefix("torch.")
             site = CancellationSite(look.spot, look.kind.name, form)
             self.cancellations[look.spot, look.kind.name] = site
+        narrow = source is not None and source.origin is not None and source.origin.format in NARROW
+        self.cancels_wide |= not (narrow or any(t.dtype in NARROW for t in (*look.inputs, out)))
         births = [spot for t in look.inputs if (s := self._table.get(t)) for spot in s.births]
         site.see(look, source.origin if source is not None else None, births)
         site.lost(before=before, error=rel, share=share, remaining=errors.size / largest)
@@ -165,7 +180,7 @@ class DigitWatch:
         """Return the site of a sum that rounds its terms away, one by one on the same line."""
         if rel <= SWAMPED or origin is None or origin.spot != look.spot or look.spot is None:
             return None
-        if out.dtype not in (torch.float16, torch.bfloat16) or not look.kind.adds:
+        if out.dtype not in NARROW or not look.kind.adds:
             return None
         key = look.spot, look.kind.name
         site = self.lossy_sums.get(key)

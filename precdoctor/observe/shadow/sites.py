@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -152,8 +153,8 @@ class CancellationSite(Site):
         if max(error, share) >= max(self.error, self.share):
             self.error_before, self.error, self.share, self.remaining = before, error, share, remaining
 
-    def record(self, place: Placing) -> Cancellation:
-        """Return what was seen."""
+    def record(self, place: Placing, evaluated: AbstractSet[int] = frozenset()) -> Cancellation:
+        """Return what was seen; ``evaluated`` are the passes in which a model was evaluated."""
         origin = self.origin
         return Cancellation(
             **self.common(place),
@@ -162,6 +163,7 @@ class CancellationSite(Site):
             error_before=self.error_before,
             error=self.error,
             error_first=self.error_first,
+            evaluations=len(evaluated & set[int]().union(*self.reached.values())),
             share=self.share,
             remaining=self.remaining,
         )

@@ -22,7 +22,7 @@ from precdoctor.observe.frames import Spot, UserCode
 from precdoctor.observe.lineage.made import storage_key
 from precdoctor.observe.models import Models
 from precdoctor.observe.probe.operations import Operation, tensors_in
-from precdoctor.observe.shadow.digits import DigitWatch, hurt_of, measured
+from precdoctor.observe.shadow.digits import NARROW, DigitWatch, hurt_of, measured
 from precdoctor.observe.shadow.follow import Follower, is_parameter
 from precdoctor.observe.shadow.infinite import LARGEST, InfinityWatch, is_finite
 from precdoctor.observe.shadow.kinds import Kind, kind_of
@@ -31,13 +31,13 @@ from precdoctor.observe.shadow.marks import Marks
 from precdoctor.observe.shadow.table import LARGEST as LARGEST_SHADOW
 from precdoctor.observe.shadow.table import ShadowTable
 
-#: optimizer steps from which on values that never were below float32 are not followed any more
-_EARLY = 3
+#: optimizer steps from which on values that never were below float32 are not followed any more, unless such
+#: have lost digits; and passes in which a model was evaluated, where they are followed all the same
+_EARLY, _EVALUATIONS = 3, 3
 #: CPU seconds of this thread, and share of its time beyond them, that following values may take
 _SECONDS, _SHARE = 1.0, 0.25
 #: share of the largest loss seen below which what is left of a loss is rounding, and that is no illness
 _CONVERGED = 0.01
-_NARROW = (torch.float16, torch.bfloat16)
 
 
 class ShadowWatch:
@@ -56,6 +56,8 @@ class ShadowWatch:
         self._follower = Follower(self._table, self._marks, self._infinite, self._digits)
         #: forward passes, told apart by the calls of backward: the number of this one, and those looked at
         self._number, self._passes = 0, set[int]()
+        #: those in which layers ran without gradient
+        self._evaluated = set[int]()
         self._operations = 0
         self._largest_loss = 0.0
         self._loss: tuple[str, Place | None] = ("", None)
@@ -151,6 +153,8 @@ class ShadowWatch:
         elif self._marks.is_layer(look):
             self._arrive("layer", inputs, look)
             self._marks.layers(outs)
+            if not operation.graded and len(self._evaluated) < _EVALUATIONS:
+                self._evaluated.add(self._number)
             self._restart(look, outs)
         elif kind.restarts:
             self._restart(look, outs)
@@ -164,9 +168,9 @@ class ShadowWatch:
             return False
         if look.moves and not _narrows(look, outs):
             return True
-        if self._thorough:
+        if self._thorough or self._digits.cancels_wide or self._number in self._evaluated:
             return False
-        return look.step >= _EARLY and not any(t.dtype in _NARROW for t in (*look.inputs, *outs))
+        return look.step >= _EARLY and not any(t.dtype in NARROW for t in (*look.inputs, *outs))
 
     def _restart(self, look: Look, outs: Sequence[Tensor]) -> None:
         """Let results count as exact."""
@@ -199,6 +203,7 @@ class ShadowWatch:
         site = self._infinite.site(tensor)
         if site is not None:
             site.read_passes.add(self._number)
+        self._arrive("read", [tensor], None)
 
     def _forget(self, tensors: Sequence[Tensor]) -> None:
         for tensor in tensors:
@@ -239,7 +244,8 @@ class ShadowWatch:
             passes=len(self._passes),
             operations=self._operations,
             non_finite=tuple(site.record(place) for site in self._infinite.sites.values()),
-            cancellations=tuple(site.record(place) for site in digits.cancellations.values()),
+            evaluations=len(self._evaluated),
+            cancellations=tuple(s.record(place, self._evaluated) for s in digits.cancellations.values()),
             lossy_sums=tuple(site.record(place) for site in digits.lossy_sums.values()),
             phases=tuple(site.record(place) for site in digits.phases.values()),
             loss_format=self._loss[0],
@@ -255,5 +261,5 @@ def _narrows(look: Look, outs: Sequence[Tensor]) -> bool:
         return False
     if look.kind.name in ("_to_copy", "copy"):
         sources = tensors_in((*look.operation.args, *look.operation.kwargs.values()))
-        return any(t.dtype != form and not (t.dtype in _NARROW and form == torch.float32) for t in sources)
+        return any(t.dtype != form and not (t.dtype in NARROW and form == torch.float32) for t in sources)
     return any(t.dtype != form for t in look.inputs)

@@ -10,7 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from precdoctor.evidence import Cancellation, Exactness
-from tests.observe.shadow.shadowing import layer, seen
+from precdoctor.observe.frames import UserCode
+from precdoctor.observe.probe.probe import OperationProbe
+from precdoctor.observe.shadow.watch import ShadowWatch
+from tests.observe.shadow.shadowing import is_trained, layer, place, seen
 
 HEAD = layer(4, 1)
 
@@ -164,3 +167,72 @@ def test_frequencies_and_positions_in_bfloat16_turn_phases() -> None:
     assert found.phases[0].largest == pytest.approx(768, abs=1)
     assert not seen(lambda: embed(torch.float32)).phases
     assert math.isclose(found.phases[0].passes, 3)
+
+
+def second_derivative(x: Tensor, h: float) -> Tensor:
+    def u(x: Tensor) -> Tensor:
+        return 1.3 * x * (1 - x) * HEAD(x.expand(-1, 4) * 0.1).square()
+
+    return ((u(x + h) - 2 * u(x) + u(x - h)) / h**2).square().mean()
+
+
+@pytest.mark.parametrize(("h", "steps"), [(1e-5, [0, 10, 11]), (0.2, [])])
+def test_float32_is_followed_on_where_its_digits_cancel(h: float, steps: list[int]) -> None:
+    watch = ShadowWatch(UserCode(), is_trained)
+    probe = OperationProbe([watch])
+    probe.attach()
+    followed = []
+    try:
+        for step in (0, 10, 11):
+            probe.step_ended(step)
+            watch.losses([second_derivative(torch.linspace(0, 1, 64)[:, None], h)], step, None)
+            followed += [step] if watch.evidence(place).cancellations else []
+    finally:
+        probe.detach()
+    assert followed == steps
+    if steps:
+        assert dict(only(watch.evidence(place).cancellations).reached)["loss"] == 3
+
+
+def evaluated(wanted: torch.dtype, *, model: bool = True) -> Exactness:
+    """Return what is seen of a coefficient of determination, after ten steps, in one pass."""
+    watch = ShadowWatch(UserCode(), is_trained)
+    probe = OperationProbe([watch])
+    probe.attach()
+    try:
+        probe.step_ended(10)
+        generator = torch.Generator().manual_seed(0)
+        total, squares, residual = torch.zeros(3, dtype=wanted).unbind()
+        with torch.no_grad():
+            for _ in range(8):
+                x = torch.rand(64, 4, generator=generator)
+                y = 1e5 + x.sum(1)
+                guess = 1e5 + (HEAD(x) if model else x[:, :1])[:, 0]
+                total += y.to(wanted).sum()
+                squares += y.to(wanted).square().sum()
+                residual += (y.to(wanted) - guess.to(wanted)).square().sum()
+        spread = squares - total.square() / 512
+        (1 - residual / spread).item()
+        return watch.evidence(place)
+    finally:
+        probe.detach()
+
+
+def test_float32_is_followed_where_a_model_is_evaluated() -> None:
+    seen = evaluated(torch.float32)
+    site = only(seen.cancellations)
+    assert (site.operation, seen.evaluations, site.evaluations) == ("sub", 1, 1)
+    assert dict(site.reached)["logarithm"] == 1
+    assert site.reached_error > 0.5
+    assert evaluated(torch.float64).cancellations == ()
+    assert evaluated(torch.float32, model=False).cancellations == ()
+
+
+def test_what_python_reads_in_an_evaluation_is_reached() -> None:
+    def spread() -> None:
+        x = torch.rand(64, 4, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            y = 1e5 + HEAD(x)
+            (y.square().mean() - y.mean().square()).item()
+
+    assert dict(only(seen(spread, passes=1).cancellations).reached) == {"read": 1}
