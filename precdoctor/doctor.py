@@ -104,7 +104,9 @@ class Doctor:
         self._ties = TieWatch(code, provenance)
         self._usage = Usage() if self._probe is not None else None
         self._compile = CompileWatch(self._on_compile)
-        self._evaluation = EvaluationWatch(self._on_evaluation)
+        self._evaluation = EvaluationWatch(self._on_evaluation, code)
+        if self._probe is not None:
+            self._probe.on_inference = self._evaluation.entered
         self._future: dict[int, dict[int, tuple[tuple[int, float], ...]]] = {}
         self._backward: Backward | None = None
         self._walks: list[tuple[bool, set[int], set[int], set[str]]] = []
@@ -182,9 +184,13 @@ class Doctor:
             self._usage.compiling()
             self._probe.compiling()
 
-    def _on_evaluation(self) -> None:
-        if self._probe is not None:
+    def _on_evaluation(self, spot: Spot | None) -> None:
+        if self._probe is None:
+            return
+        if spot is None:
             self._probe.rouse("evaluation")
+        else:
+            self._probe.reaches(spot)
 
     def _on_lane(self, lane: Lane) -> None:
         for reference in lane.parameters:

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from types import FrameType
 from typing import Any
 
@@ -32,6 +32,8 @@ _AWAKE = 2
 _MOST_OPERATIONS = 100_000
 #: times that it wakes for each kind of event, and operations that it looks at then within one step
 _MOST_ROUSED, _ROUSED_OPERATIONS = 3, 20_000
+#: steps in which code that is not part of each step is to be seen, and places of such code
+_LOOKS, _MOST_PLACES = 2, 16
 #: operations after which the time is looked at within a step
 _CHECKED = 1_000
 
@@ -59,7 +61,9 @@ class OperationProbe:
         self.seconds = 0.0
         self._share, self._grace = share, seconds
         self._at, self._always = at, always
-        self._scopes = Scopes(self._settle)
+        #: told of each frame that is about to enter inference mode
+        self.on_inference: Callable[[FrameType], None] = lambda _: None
+        self._scopes = Scopes(self._settle, lambda frame: self.on_inference(frame))
         #: the mode of each thread that entered one
         self._local = _Entered()
         #: the thread whose operations are looked at: that which trains, or attached
@@ -68,6 +72,8 @@ class OperationProbe:
         self._in_step = self._seen_any = False
         self._paused = 0
         self._roused = Counter[str]()
+        #: steps in which code at a place was looked at
+        self._reached: dict[Hashable, set[int]] = {}
         #: operations looked at in this step; it woke in the middle of it, or has looked for too long
         self._operations, self._woken, self._tired = 0, False, False
         self._steps = 0
@@ -156,6 +162,18 @@ class OperationProbe:
         self._operations, self._woken = 0, True
         if not self._in_step and not self._overspent():
             self._wake()
+
+    def reaches(self, place: Hashable) -> None:
+        """Take note that code at a place is about to run; it wakes if that was seen in too few steps."""
+        if self._ended or self._in_step or self._paused or not self._at_home:
+            return
+        if place not in self._reached and len(self._reached) >= _MOST_PLACES:
+            return
+        looks = self._reached.setdefault(place, set())
+        if len(looks) < _LOOKS:
+            self.rouse(f"code at {place}")
+            if not self._dormant:
+                looks.add(self._steps)
 
     # ------------------------------------------------------------------ told by the step monitor
 

@@ -6,8 +6,10 @@ of the thread would fail.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import torch
@@ -21,10 +23,15 @@ class _Depth(threading.local):
 
 
 class Scopes:
-    """Knows whether a thread is inside such a scope; calls ``on_end`` when the outermost one has ended."""
+    """Knows whether a thread is inside such a scope; calls ``on_end`` when the outermost one has ended.
 
-    def __init__(self, on_end: Callable[[], None]) -> None:
-        self._on_end = on_end
+    ``on_begin`` is called before inference mode begins, with the frame that enters it.
+    """
+
+    def __init__(
+        self, on_end: Callable[[], None], on_begin: Callable[[FrameType], None] = lambda _: None
+    ) -> None:
+        self._on_end, self._on_begin = on_end, on_begin
         self._depth = _Depth()
         self._patches = Patches()
 
@@ -45,6 +52,7 @@ class Scopes:
 
     def _around_enter(self, original: Any) -> Any:
         def enter(*args: Any, **kwargs: Any) -> Any:
+            self._on_begin(sys._getframe(1))
             result = original(*args, **kwargs)
             self._depth.value += 1
             return result

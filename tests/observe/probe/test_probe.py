@@ -216,6 +216,53 @@ def test_an_evaluation_wakes_it() -> None:
     assert depth() == 0
 
 
+@torch.no_grad()
+def _decorated() -> bool:
+    return depth() > 0
+
+
+@torch.inference_mode()
+def _in_inference_mode() -> bool:
+    return depth() > 0
+
+
+def _in_a_block() -> bool:
+    with torch.no_grad():
+        return depth() > 0
+
+
+@pytest.mark.parametrize("evaluate", [_decorated, _in_inference_mode, _in_a_block])
+def test_code_without_gradient_wakes_it_in_two_steps(evaluate: Callable[[], bool]) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    entered, left = torch.no_grad.__enter__, torch.inference_mode.__enter__
+    woken = []
+    with Doctor(model, optimizer, probe=True) as doctor:
+        for steps in (25, 10, 10):
+            train(model, optimizer, steps)
+            probe = doctor._probe
+            assert probe is not None
+            assert not probe.awake
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # has no gradient either
+            assert not probe.awake
+            woken.append((evaluate(), evaluate(), probe.awake))
+    assert woken == [(True, True, True), (True, True, True), (False, False, False)]
+    assert (torch.no_grad.__enter__, torch.inference_mode.__enter__) == (entered, left)
+    assert depth() == 0
+
+
+def test_code_that_is_part_of_each_step_is_seen_in_the_first_ones() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Doctor(model, optimizer, probe=True) as doctor:
+        for _ in range(25):
+            _in_a_block()
+            train(model, optimizer, 1)
+        assert doctor._probe is not None
+        assert not doctor._probe._roused
+
+
 def test_looking_stops_when_it_takes_too_much_of_the_time() -> None:
     seen = Seen()
     probe = OperationProbe([seen], share=0.0, seconds=-1.0)

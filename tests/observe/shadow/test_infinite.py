@@ -179,7 +179,7 @@ def test_a_loss_that_is_not_finite_wakes_the_probe_a_few_times() -> None:
         assert not probe.awake
         woken = []
         for _ in range(4):
-            probe.rouse()
+            probe.rouse("a loss that is not finite")
             woken.append(probe.awake)
             steps(made + 4)
             assert not probe.awake
