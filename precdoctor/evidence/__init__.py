@@ -17,6 +17,7 @@ from precdoctor.evidence.exactness import Cancellation, Exactness, LossySum, Non
 from precdoctor.evidence.gradient_flow import GradientFlow, GradientLoss
 from precdoctor.evidence.histogram import Binades, Histogram
 from precdoctor.evidence.integers import IntegerUse, LostIntegers
+from precdoctor.evidence.metrics import Metric
 from precdoctor.evidence.place import Place
 from precdoctor.evidence.predictions import Predicted, Predictions
 from precdoctor.evidence.quantizers import DataQuantizer, Fidelity, Quantizer
@@ -74,6 +75,7 @@ __all__ = [
     "IntegerUse",
     "LossySum",
     "LostIntegers",
+    "Metric",
     "NonFinite",
     "Optimizer",
     "Parameter",

@@ -16,6 +16,7 @@ from precdoctor.evidence.exactness import Exactness
 from precdoctor.evidence.gradient_flow import GradientFlow
 from precdoctor.evidence.histogram import Binades, Histogram
 from precdoctor.evidence.integers import LostIntegers
+from precdoctor.evidence.metrics import Metric
 from precdoctor.evidence.place import Place
 from precdoctor.evidence.predictions import Predictions
 from precdoctor.evidence.quantizers import DataQuantizer, Quantizer
@@ -408,6 +409,8 @@ class Evidence:
     probed: bool = False
     #: (step, loss) at the recorded backward passes
     losses: tuple[tuple[int, float], ...] = ()
+    #: values that schedules wait on, one per line that gives them
+    metrics: tuple[Metric, ...] = ()
     #: last step of each stretch that `Updates.timeline` speaks of
     timeline: tuple[int, ...] = ()
     #: text of the user's source files around the places above: (file, first line, lines)

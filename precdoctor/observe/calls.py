@@ -1,4 +1,6 @@
-"""What shows in calls of torch, wrapped while the Doctor is attached: scalers, autocast, checkpoints."""
+"""What shows in calls of torch, wrapped while the Doctor is attached: scalers, autocast, checkpoints,
+schedules that wait for a plateau.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,7 @@ from precdoctor.evidence import Place
 from precdoctor.observe.autocast import RegionWatch
 from precdoctor.observe.checkpoints import CheckpointWatch
 from precdoctor.observe.frames import Spot, UserCode
+from precdoctor.observe.metrics import MetricWatch
 from precdoctor.observe.models import Models
 from precdoctor.observe.probe.operations import Instrument
 from precdoctor.observe.scaling.watch import ScalingWatch
@@ -36,6 +39,7 @@ class Calls:
 
         self._scaling = ScalingWatch(code, quietly, lambda: monitor().busy)
         self._regions = RegionWatch(code, quietly, looking)
+        self._metrics = MetricWatch(code, quietly)
         self._checkpoints = CheckpointWatch(
             code, quietly, lambda: monitor().optimizers, lambda: monitor().formats, cast_of
         )
@@ -47,12 +51,12 @@ class Calls:
 
     def attach(self) -> None:
         """Wrap the functions."""
-        for watch in (self._scaling, self._regions, self._checkpoints):
+        for watch in (self._scaling, self._regions, self._checkpoints, self._metrics):
             watch.attach()
 
     def detach(self) -> None:
         """Put them back; what was seen stays."""
-        for watch in (self._checkpoints, self._regions, self._scaling):
+        for watch in (self._metrics, self._checkpoints, self._regions, self._scaling):
             watch.detach()
 
     def stepped(self, steps: int) -> None:
@@ -71,4 +75,5 @@ class Calls:
             "regions": self._regions.evidence(place),
             "products_outside": self._regions.outside(),
             "snapshots": self._checkpoints.evidence(place),
+            "metrics": self._metrics.evidence(place),
         }

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import pytest
 
+from precdoctor.evidence import Metric
 from precdoctor.rules.coarse_loss import CoarseLoss
-from tests.rules.exact import run
+from tests.rules.exact import AT, run
 
 
 @pytest.mark.parametrize("form", ["float32", "float64", ""])
@@ -27,3 +31,29 @@ def test_a_few_losses_say_nothing() -> None:
 def test_a_loss_of_zero_is_not_coarse() -> None:
     (finding,) = CoarseLoss.criterion(run(loss_format="float16", losses=(0.0,) * 100))
     assert finding.severity == "note"
+
+
+def judged_metric(**changes: Any) -> list[Any]:
+    values = {"format": "bfloat16", "place": AT, "values": (20.125,) * 8, "reductions": 1, **changes}
+    return CoarseLoss.criterion(dataclasses.replace(run(), metrics=(Metric(**values),)))
+
+
+def test_a_schedule_that_cannot_see_progress_is_a_warning() -> None:
+    (finding,) = judged_metric()
+    assert (finding.severity, finding.measured["ulp"]) == ("warning", 0.125)
+    assert [x.place for x in finding.locations] == [AT]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"format": "float32"},
+        {"format": ""},
+        {"values": (20.125,) * 7},
+        {"values": (0.0,) * 8},
+        {"values": tuple(20 - i / 8 for i in range(8))},
+        {"reductions": 0},
+    ],
+)
+def test_a_schedule_that_can_is_silent(changes: dict[str, Any]) -> None:
+    assert not judged_metric(**changes)
