@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -68,6 +68,14 @@ class Instrument(Protocol):
 
     def fall_asleep(self) -> None:
         """Let go of what need not be kept while nothing is seen."""
+
+
+@runtime_checkable
+class Persistent(Protocol):
+    """An instrument that goes on looking at a few operations where the rest of a long step is left out."""
+
+    def persists(self, func: Any, args: tuple[Any, ...]) -> bool:
+        """Tell whether an operation that is about to write concerns what is followed; asked very often."""
 
 
 def is_capturing() -> bool:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from precdoctor.observe.probe.operations import Instrument, Operation, is_capturing
+from precdoctor.observe.probe.operations import Instrument, Operation, Persistent, is_capturing
 from precdoctor.observe.probe.scopes import Scopes
 
 #: optimizer steps at whose beginning the probe is awake for the first time, and those at which it wakes again
@@ -32,6 +32,8 @@ _AWAKE = 2
 _MOST_OPERATIONS = 100_000
 #: times that it wakes for each kind of event, and operations that it looks at then within one step
 _MOST_ROUSED, _ROUSED_OPERATIONS = 3, 20_000
+#: operations that are looked at in the rest of a step, since they write into what is followed
+_MOST_PERSISTENT = 10_000
 #: steps in which code that is not part of each step is to be seen, and places of such code
 _LOOKS, _MOST_PLACES = 2, 16
 #: operations after which the time is looked at within a step
@@ -76,6 +78,8 @@ class OperationProbe:
         self._reached: dict[Hashable, set[int]] = {}
         #: operations looked at in this step; it woke in the middle of it, or has looked for too long
         self._operations, self._woken, self._tired = 0, False, False
+        #: operations looked at in the rest of this step
+        self._persisted = 0
         self._steps = 0
         self._until = _FIRST_STEPS
         self._start = time.perf_counter()
@@ -197,6 +201,7 @@ class OperationProbe:
         if steps == self._steps or self._ended:
             return
         self._steps, self._operations, self._woken, self._tired = steps, 0, False, False
+        self._persisted = 0
         if steps in _WAKES or self._is_wanted(steps):
             self._until = max(self._until, steps + _AWAKE)
         if steps < self._until and (self._is_wanted(steps) or not self._overspent()):
@@ -234,13 +239,17 @@ class OperationProbe:
         """Run an operation and look at it."""
         start = time.perf_counter()
         self._seen_any = True
+        schema = getattr(func, "_schema", None)
+        writes = schema is not None and schema.is_mutable
+        looking = self.instruments
         if self._has_seen_enough():
-            return func(*args, **kwargs)
+            looking = self._persistent(func, args) if writes else ()
+            if not looking:
+                return func(*args, **kwargs)
         self._paused += 1
         try:
-            schema = getattr(func, "_schema", None)
-            if schema is not None and schema.is_mutable:
-                self._each(lambda instrument: instrument.before(func, args, kwargs))
+            if writes:
+                self._each(lambda instrument: instrument.before(func, args, kwargs), looking)
             ran = time.perf_counter()
             out = func(*args, **kwargs)
             done = time.perf_counter()
@@ -254,14 +263,22 @@ class OperationProbe:
                 graded=torch.is_grad_enabled(),
                 frame=frame,
             )
-            self._each(lambda instrument: instrument.after(operation))
+            self._each(lambda instrument: instrument.after(operation), looking)
             self.seconds += time.perf_counter() - done + ran - start
         finally:
             self._paused -= 1
         return out
 
-    def _each(self, act: Callable[[Instrument], None]) -> None:
-        """Let all instruments do something; whatever goes wrong with that is no matter of the run.
+    def _persistent(self, func: Any, args: tuple[Any, ...]) -> tuple[Instrument, ...]:
+        """Return the instruments that go on with what an operation writes into, in the rest of a step."""
+        if self._persisted >= _MOST_PERSISTENT:
+            return ()
+        found = tuple(i for i in self.instruments if isinstance(i, Persistent) and i.persists(func, args))
+        self._persisted += bool(found)
+        return found
+
+    def _each(self, act: Callable[[Instrument], None], looking: Sequence[Instrument] | None = None) -> None:
+        """Let instruments (all) do something; whatever goes wrong with that is no matter of the run.
 
         One that fails looks no more, nor do those after it, which may rely on it.
         """
@@ -269,6 +286,8 @@ class OperationProbe:
         try:
             with torch.no_grad():
                 for index, instrument in enumerate(self.instruments):
+                    if looking is not None and instrument not in looking:
+                        continue
                     try:
                         act(instrument)
                     except Exception as error:

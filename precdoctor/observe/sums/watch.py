@@ -70,6 +70,16 @@ class AccumulationWatch:
             if self._concerns(call, backward):
                 self._prepare(call, backward)
 
+    def persists(self, func: Any, args: tuple[Any, ...]) -> bool:
+        """Tell whether an operation writes into a sum: a metric may take more than is looked at of a step."""
+        name = func._schema.name
+        kind = KINDS.get(name)
+        if not (name in SCATTERS or name in _SETS or (kind is not None and kind.in_place)):
+            return False
+        target = args[0] if args else None
+        value = self._values.at(target) if isinstance(target, Tensor) else None
+        return value is not None and value.slot is not None and value.slot.in_place
+
     def after(self, operation: Operation) -> None:
         """Follow what has been written, and what goes from one operation to the next."""
         book = self.book

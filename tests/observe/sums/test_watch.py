@@ -367,3 +367,31 @@ def test_statistics_of_a_norm_are_followed_while_the_probe_sleeps() -> None:
     assert true > 0.1
     distances = [a.distance for a in records if a.distance is not None]
     assert max(distances) == pytest.approx(true, abs=0.03)
+
+
+def test_a_sum_is_followed_through_the_rest_of_a_long_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("precdoctor.observe.probe.probe._MOST_OPERATIONS", 200)
+    counts, index, others = torch.zeros(4, dtype=BF16), torch.tensor([1, 1, 2]), torch.zeros(2)
+
+    def evaluation(step: int) -> None:
+        for _ in range(300 if step == 0 else 0):
+            others.exp().sum()
+            counts.index_add_(0, index, torch.ones(3, dtype=BF16))
+
+    record = only(watched(evaluation), "sum")
+    assert (record.updates, record.value) == (300, float(counts.max())) == (300, 256)
+    assert record.missing == 600 - 256
+
+
+def test_a_sum_that_begins_anew_does_so_in_the_rest_of_a_long_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("precdoctor.observe.probe.probe._MOST_OPERATIONS", 50)
+    total = torch.zeros((), dtype=BF16)
+
+    def epochs(step: int) -> None:
+        for _ in range(10):
+            total.zero_()
+            for _ in range(100):
+                total.add_(1)
+
+    record = only(watched(epochs, steps=1), "sum")
+    assert (float(total), record.updates, record.missing) == (100, 1000, 0)
