@@ -86,6 +86,9 @@ class LossySum(Site):
 
     #: norm of the error over norm of the exact value, at worst
     error: float = 0.0
+    #: median error of a sum of logarithms, at worst, and passes in which it was above 1
+    nats: float = 0.0
+    nats_passes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ from precdoctor.evidence import exactness as records
 from precdoctor.rules.exactness import (
     ERROR,
     MIN_PASSES,
+    NOISE_SHARE,
     ends,
     exactness,
     in_words,
@@ -22,8 +23,6 @@ from precdoctor.rules.reading import format_named
 from precdoctor.rules.rule import Rule
 from precdoctor.rules.wording import at, number, percent
 
-#: share of the passes seen in which a difference of log-probabilities has to be noise
-NOISE_SHARE = 0.5
 #: error of a difference, before a factorization that fails, from which it is to blame
 FAILED_ERROR = 0.3
 #: share of the evaluations seen in which a difference has to do harm: one may be all that there are

@@ -17,6 +17,8 @@ _Site = TypeVar("_Site", bound=Site)
 #: passes in which the same has to happen, and share of all that were seen: what is rarer may be handled
 MIN_PASSES = 2
 MIN_SHARE = 0.1
+#: share of the passes in which what gradient goes through has to be noise
+NOISE_SHARE = 0.5
 #: share of the passes in which Python has to read inf or NaN: a loop may well look for what it then skips
 READ_SHARE = 0.5
 #: losses at the end of the run that are not finite, from which it stays so

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 from precdoctor.evidence import Evidence
-from precdoctor.evidence.exactness import LossySum, NonFinite
+from precdoctor.evidence.exactness import Exactness, LossySum, NonFinite
 from precdoctor.rules.exactness import (
     ERROR,
+    MIN_PASSES,
+    NOISE_SHARE,
     by_line,
     ends,
     exactness,
@@ -23,7 +26,7 @@ from precdoctor.rules.exactness import (
 from precdoctor.rules.finding import Finding
 from precdoctor.rules.prescriptions import ranked
 from precdoctor.rules.rule import Rule
-from precdoctor.rules.wording import at, percent
+from precdoctor.rules.wording import at, number, percent
 
 
 class LowPrecisionReduction(Rule):
@@ -48,7 +51,10 @@ class LowPrecisionReduction(Rule):
     float64) and reach a layer, the loss, a gradient or a parameter, in at least two forward passes and 10 %
     of those seen; where the loss is not finite by it; and where Python reads the inf in half of the passes.
     Sums formed on one line, term by term, in 16 bits: where the sum is off by more than 5 % and something
-    made of it gets there, an error from 50 % on, else a warning.
+    made of it gets there, an error from 50 % on, else a warning. Where it is the logarithm of a sum that is
+    carried on (the forward recursion of a hidden Markov model), a warning too where gradient goes through it
+    and it is off by more than 1 in half of the passes: a factor of e in what it is the logarithm of. It is
+    the median of those within 50 of the largest of their row.
 
     ## Blind spots
 
@@ -83,9 +89,13 @@ class LowPrecisionReduction(Rule):
             if s.kind == "overflow" and s.reduction and not s.mask and line_of(s.place) not in told
         ]
         found = [cls._overflow(sites, evidence) for sites in by_line(overflows)]
-        return found + [
-            cls._swamped(site, reached) for site in seen.lossy_sums if (reached := ends(site, seen))
-        ]
+        for site in seen.lossy_sums:
+            reached = ends(site, seen)
+            if reached:
+                found.append(cls._swamped(site, reached))
+            elif _is_noise(site, seen):
+                found.append(cls._noise(site))
+        return found
 
     @classmethod
     def _overflow(cls, sites: list[NonFinite], evidence: Evidence) -> Finding:
@@ -134,6 +144,26 @@ class LowPrecisionReduction(Rule):
             },
             prescriptions=ranked([("float32-op", f"keep the sum{at(site.place)} in float32")]),
         )
+
+    @classmethod
+    def _noise(cls, site: LossySum) -> Finding:
+        return Finding(
+            rule=cls.id,
+            name=cls.name,
+            severity="warning",
+            subjects=subjects([site]),
+            message=f"{where(site)}: a sum of logarithms formed term by term in {site.format} is off by "
+            f"{number(site.nats)}, a factor of {number(math.exp(min(site.nats, 700.0)))} in what they are "
+            "logarithms of; gradient goes through it.",
+            locations=site_locations([site]),
+            measured={"passes": site.nats_passes, "error": site.error, "nats": site.nats},
+            prescriptions=ranked([("float32-op", f"keep the sum{at(site.place)} in float32")]),
+        )
+
+
+def _is_noise(site: LossySum, seen: Exactness) -> bool:
+    often = site.nats_passes >= MIN_PASSES and site.nats_passes >= NOISE_SHARE * seen.passes
+    return site.graded and often
 
 
 def _told_of_gradients(evidence: Evidence) -> set[tuple[str, int] | None]:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from precdoctor.evidence import LossySum, NonFinite
@@ -68,3 +70,15 @@ def test_a_swamped_sum_is_as_grave_as_what_it_reaches_is_wrong(error: float, sev
 def test_a_swamped_sum_that_reaches_nothing_is_silent() -> None:
     site = LossySum(place=AT, operation="add", format="bfloat16", passes=20, error=0.5)
     assert not LowPrecisionReduction.criterion(run(lossy_sums=(site,)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "ill"),
+    [({}, True), ({"nats_passes": 9}, False), ({"graded": False}, False), ({"nats_passes": 0}, False)],
+)
+def test_a_recursion_of_logarithms_that_is_off_by_a_factor(changes: dict[str, Any], ill: bool) -> None:
+    values = {"nats": 6.3, "nats_passes": 10, "graded": True, **changes}
+    site = LossySum(place=AT, operation="add", format="bfloat16", passes=20, error=0.04, **values)
+    found = LowPrecisionReduction.criterion(run(lossy_sums=(site,)))
+    assert [f.severity for f in found] == ["warning"] * ill
+    assert all("a factor of 545" in f.message for f in found)

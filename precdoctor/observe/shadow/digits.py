@@ -13,6 +13,7 @@ from precdoctor.observe.frames import Spot
 from precdoctor.observe.shadow.look import Look
 from precdoctor.observe.shadow.sites import (
     HURT,
+    NATS,
     SWAMPED,
     CancellationSite,
     LossySumSite,
@@ -33,6 +34,8 @@ _NOTHING = 1e-14
 _BEYOND_ROUNDING = 1e-5
 #: error of an argument of sin or cos that counts, radians
 _TURNED = 0.5
+#: logarithm of a probability, below the largest of its row, from which on it is as good as zero: 2e-22
+_NEGLIGIBLE = 50.0
 NARROW = (torch.float16, torch.bfloat16)
 
 
@@ -78,6 +81,18 @@ def hurt_of(site: Site, tensor: Tensor, exact: Tensor, relative: float) -> float
         return relative
     share = share_off(tensor, exact)
     return share if share > HURT_SHARE else None
+
+
+def nats_off(tensor: Tensor, exact: Tensor) -> float:
+    """Return the median error of logarithms, of those that are not negligible beside others of their row."""
+    if not tensor.numel():
+        return 0.0
+    known = torch.isfinite(exact) & torch.isfinite(tensor)
+    kept = torch.where(known, exact, -math.inf)
+    largest = kept.amax(-1, keepdim=True) if exact.ndim else kept
+    counts = known & (exact >= largest - _NEGLIGIBLE)
+    off = (tensor.detach().double() - exact).abs()[counts]
+    return float(off.median()) if off.numel() else 0.0
 
 
 class DigitWatch:
@@ -176,11 +191,26 @@ class DigitWatch:
         site.lost(before=before, error=rel, share=share, remaining=errors.size / largest)
         return site
 
-    def accumulated(self, look: Look, out: Tensor, rel: float, origin: Origin | None) -> Site | None:
-        """Return the site of a sum that rounds its terms away, one by one on the same line."""
-        if rel <= SWAMPED or origin is None or origin.spot != look.spot or look.spot is None:
+    def accumulated(
+        self,
+        look: Look,
+        out: Tensor,
+        exact: Tensor,
+        rel: float,
+        origin: Origin | None,
+        *,
+        to_log: bool,
+    ) -> Site | None:
+        """Return the site of a sum that rounds its terms away, one by one on the same line.
+
+        ``to_log``: most of the error is in the logarithm of a sum, which something is added to.
+        """
+        if origin is None or origin.spot != look.spot or look.spot is None:
             return None
         if out.dtype not in NARROW or not look.kind.adds:
+            return None
+        nats = nats_off(out, exact) if to_log else 0.0
+        if rel <= SWAMPED and nats <= NATS:
             return None
         key = look.spot, look.kind.name
         site = self.lossy_sums.get(key)
@@ -189,6 +219,9 @@ class DigitWatch:
             site = self.lossy_sums[key] = LossySumSite(look.spot, look.kind.name, form)
         site.see(look, origin, ())
         site.error = max(site.error, rel)
+        if nats > NATS:
+            site.nats = max(site.nats, nats)
+            site.nats_passes.add(look.number)
         return site
 
     def phase(self, look: Look) -> None:

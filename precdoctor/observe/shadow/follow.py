@@ -68,6 +68,8 @@ class Follower:
         look.sums = self._marks.adds_sums(look)
         if look.kind.reduces or look.sums:
             self._marks.sums(outs)
+        if look.kind.log:
+            self._marks.logs(outs)
         shadows = [s for t in look.inputs if (s := self._table.get(t)) is not None]
         for out, exact in zip(outs, exacts, strict=True):
             try:
@@ -131,7 +133,9 @@ class Follower:
         damage, magnified = self._digits.inherited(look, shadows, source, out, exact, relative)
         if damage is None and look.kind.cancels:
             damage = self._digits.cancelled(look, out, exact, errors)
-            damage = damage or self._digits.accumulated(look, out, relative, origin)
+            worst = max(shadows, key=lambda s: s.error, default=None)
+            to_log = worst is not None and self._marks.is_log(worst.memory.key)
+            damage = damage or self._digits.accumulated(look, out, exact, relative, origin, to_log=to_log)
         if known is None:
             known = self._table.put(out, exact) if flat is None else self._table.keep(out, flat)
         elif damage is None and out.numel() < known.values.numel():

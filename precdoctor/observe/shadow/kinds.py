@@ -62,6 +62,8 @@ mse_loss l1_loss smooth_l1_loss huber_loss nll_loss_forward binary_cross_entropy
 """
 #: sums, and the squares that go into them
 _REDUCTIONS = frozenset(_REDUCTIONS_TEXT.split())
+#: logarithms of sums: gradient goes by the differences of what they get
+_LOGS = frozenset(("logsumexp", "logaddexp", "logaddexp2", "logcumsumexp"))
 _OVERWRITES = frozenset(("copy", "fill", "zero"))
 _FACTORIES_TEXT = """
 zeros ones full zeros_like ones_like full_like new_zeros new_ones new_full eye scalar_tensor arange linspace
@@ -98,6 +100,7 @@ class Kind:
     counting: bool = False
     wave: bool = False
     same: bool = False
+    log: bool = False
 
     @property
     def adds(self) -> bool:
@@ -134,4 +137,5 @@ def kind_of(func: Any) -> Kind:
         counting=name in _COUNTING,
         wave=name in _WAVES,
         same=name in _SAME,
+        log=name in _LOGS,
     )

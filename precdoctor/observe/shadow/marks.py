@@ -25,6 +25,8 @@ class Marks:
         self._weights: dict[int, Memory] = {}
         self._layers: dict[int, Memory] = {}
         self._sums: dict[int, Memory] = {}
+        #: logarithms of sums
+        self._logs: dict[int, Memory] = {}
         #: constants, and exact tensors made from them alone, with the lines that made the constants
         self._born: dict[int, tuple[Memory, tuple[Spot, ...]]] = {}
 
@@ -64,6 +66,15 @@ class Marks:
         """Take note of what sums return."""
         self._sums.update({storage_key(t): Memory(t) for t in tensors})
 
+    def logs(self, tensors: Iterable[Tensor]) -> None:
+        """Take note of what logarithms of sums return."""
+        self._logs.update({storage_key(t): Memory(t) for t in tensors})
+
+    def is_log(self, key: int) -> bool:
+        """Tell whether a memory holds the logarithm of a sum."""
+        known = self._logs.get(key)
+        return known is not None and not known.gone
+
     def births(self, look: Look, out: Tensor) -> tuple[Spot, ...]:
         """Return the lines of the constants of a result's shape that it was made from."""
         found: dict[Spot, None] = {}
@@ -80,7 +91,7 @@ class Marks:
 
     def sweep(self) -> None:
         """Forget memory that is gone."""
-        for memories in (self._weights, self._layers, self._sums):
+        for memories in (self._weights, self._layers, self._sums, self._logs):
             for key in [key for key, memory in memories.items() if memory.gone]:
                 del memories[key]
         self._born = {key: born for key, born in self._born.items() if not born[0].gone}
@@ -89,4 +100,5 @@ class Marks:
         """Forget all but the weights, which live on."""
         self._layers.clear()
         self._sums.clear()
+        self._logs.clear()
         self._born.clear()

@@ -20,6 +20,8 @@ from precdoctor.observe.shadow.table import Origin
 HURT = 0.1
 #: error of a sum from which it has lost what its terms brought: 12 half-ulps of bfloat16
 SWAMPED = 0.05
+#: error of a logarithm from which it is that of another number: by a factor of e
+NATS = 1.0
 #: modules, and lines of constants, named for one site
 _MOST_NAMES = 32
 _MOST_BIRTHS = 4
@@ -174,6 +176,8 @@ class LossySumSite(Site):
     """See `precdoctor.evidence.exactness.LossySum`."""
 
     error: float = 0.0
+    nats: float = 0.0
+    nats_passes: set[int] = field(default_factory=set)
 
     @property
     def least(self) -> float:
@@ -187,7 +191,8 @@ class LossySumSite(Site):
 
     def record(self, place: Placing) -> LossySum:
         """Return what was seen."""
-        return LossySum(**self.common(place), error=self.error)
+        passes = len(self.nats_passes)
+        return LossySum(**self.common(place), error=self.error, nats=self.nats, nats_passes=passes)
 
 
 @dataclass(slots=True, eq=False)

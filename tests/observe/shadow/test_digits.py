@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from precdoctor.evidence import Cancellation, Exactness
 from precdoctor.observe.frames import UserCode
 from precdoctor.observe.probe.probe import OperationProbe
+from precdoctor.observe.shadow.digits import nats_off
 from precdoctor.observe.shadow.watch import ShadowWatch
 from tests.observe.shadow.shadowing import is_trained, layer, place, seen
 
@@ -236,3 +237,35 @@ def test_what_python_reads_in_an_evaluation_is_reached() -> None:
             (y.square().mean() - y.mean().square()).item()
 
     assert dict(only(seen(spread, passes=1).cancellations).reached) == {"read": 1}
+
+
+def forward_recursion(wanted: torch.dtype, *, linear: bool = False) -> Exactness:
+    """Return what is seen of 200 frames of 5 states; ``linear``: a plain sum of log-probabilities."""
+    weight = torch.randn(200, 8, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
+
+    def score() -> Tensor:
+        emission = torch.log_softmax(weight, -1).to(wanted)
+        alpha = emission[0]
+        for frame in emission[1:]:
+            if linear:
+                alpha = alpha + torch.logsumexp(frame + frame, -1, keepdim=True)
+            else:
+                alpha = torch.logaddexp(alpha, alpha.roll(1, -1) - 0.5) + frame
+        return -alpha.float().mean() / 200
+
+    return seen(score)
+
+
+def test_a_recursion_of_log_sums_in_bfloat16_is_off_by_a_factor() -> None:
+    (site,) = forward_recursion(torch.bfloat16).lossy_sums
+    assert (site.operation, site.graded, site.nats_passes) == ("add", True, 3)
+    assert 1 < site.nats < 50
+    assert forward_recursion(torch.float32).lossy_sums == ()
+    assert all(site.nats == 0 for site in forward_recursion(torch.bfloat16, linear=True).lossy_sums)
+
+
+def test_what_is_as_good_as_zero_is_no_error_of_a_logarithm() -> None:
+    exact = torch.tensor([[-100.0, -101.0, -1e4, -math.inf], [-1e4, -1e4, 2.0, -20.0]], dtype=torch.float64)
+    off = torch.tensor([[0.25, 0.25, 16.0, 0.0], [30.0, 30.0, 0.25, 0.25]], dtype=torch.float64)
+    assert nats_off(exact + off, exact) == 0.25
+    assert nats_off(exact + 2, exact) == 2
