@@ -58,7 +58,10 @@ class Cancellation(Rule):
     from 1, as in a score (R2), counts there as it is. An error where what it
     reaches is off by more than 50 %, else a warning. A warning, too, for a difference of log-probabilities
     formed in 16 bits that gradient goes through and that is off by more than 50 % in half of the passes;
-    and where the script fails in a factorization just after. Exact counts what layers return: the rounding
+    and where the script fails in a factorization just after. Of a schedule, which is a table of 32 numbers or
+    more that rises or falls all along, 1 % of the elements off by half their value are enough, in c - a of
+    what is looked up in it (or of all of it) in 16 bits, where a root, a logarithm or a quotient of that is
+    taken: the first timesteps of a noise schedule get no noise. Exact counts what layers return: the rounding
     of mixed precision inside the model is not judged. Results that are zero but for the rounding of float64
     are none.
 

@@ -27,13 +27,14 @@ MIN_LOSSES = 3
 #: correct bit on the whole
 ERROR = 0.5
 #: where wrong values do harm by being there, in training
-_ENDS = ("layer", "loss", "gradient", "parameter", "logarithm")
+_ENDS = ("layer", "loss", "gradient", "parameter", "logarithm", "schedule")
 _IN_WORDS = {
     "layer": "the layers that follow",
     "loss": "the loss",
     "gradient": "the gradients that the optimizer gets",
     "parameter": "the parameters",
     "logarithm": "a logarithm or a reciprocal, which makes a large error of it",
+    "schedule": "a root, a logarithm or a quotient, for the first values of a schedule",
     "read": "Python, which reads it",
 }
 
@@ -63,7 +64,12 @@ def lasts(passes: int, seen: Exactness) -> bool:
 
 def ends(site: Site, seen: Exactness) -> list[str]:
     """Return what wrong values of a site reached in more than a few passes: "layer", "loss", ..."""
-    return [where for where, passes in site.reached if where in _ENDS and lasts(passes, seen)]
+    return [where for where, passes in site.reached if where in _ENDS and _lasts(where, passes, seen)]
+
+
+def _lasts(where: str, passes: int, seen: Exactness) -> bool:
+    """Tell whether something was reached often enough; a schedule is the same in each pass."""
+    return lasts(passes, seen) or (where == "schedule" and passes >= MIN_PASSES)
 
 
 def in_words(reached: Sequence[str]) -> str:

@@ -91,3 +91,10 @@ def test_one_pass_is_enough_in_most_evaluations(changes: dict[str, Any], ill: bo
     values = {"passes": 1, "reached": (("read", 1),), "evaluations": 3, **changes}
     evidence = run(cancellations=(cancellation(**values),), evaluations=3)
     assert bool(Cancellation.criterion(evidence)) == ill
+
+
+@pytest.mark.parametrize(("passes", "ill"), [(1, False), (2, True)])
+def test_a_schedule_is_the_same_in_each_pass(passes: int, ill: bool) -> None:
+    site = cancellation(reached=(("schedule", passes),), error=0.0, share=0.016, reached_error=0.016)
+    found = Cancellation.criterion(run(cancellations=(site,), passes=1000))
+    assert [f.severity for f in found] == ["warning"] * ill

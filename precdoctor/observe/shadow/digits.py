@@ -179,17 +179,21 @@ class DigitWatch:
         share = share or share_off(out, exact, _NOTHING * largest)
         if share <= HURT_SHARE and rel <= HURT:
             return None
-        site = self.cancellations.get((look.spot, look.kind.name))
-        if site is None:
-            form = str(out.dtype).removeprefix("torch.")
-            site = CancellationSite(look.spot, look.kind.name, form)
-            self.cancellations[look.spot, look.kind.name] = site
+        site = self.site(look, out)
         narrow = source is not None and source.origin is not None and source.origin.format in NARROW
         self.cancels_wide |= not (narrow or any(t.dtype in NARROW for t in (*look.inputs, out)))
         births = [spot for t in look.inputs if (s := self._table.get(t)) for spot in s.births]
         site.see(look, source.origin if source is not None else None, births)
         site.lost(before=before, error=rel, share=share, remaining=errors.size / largest)
         return site
+
+    def site(self, look: Look, out: Tensor) -> CancellationSite:
+        """Return the site of a difference, made at first sight."""
+        key = look.spot, look.kind.name
+        if key not in self.cancellations:
+            form = str(out.dtype).removeprefix("torch.")
+            self.cancellations[key] = CancellationSite(look.spot, look.kind.name, form)
+        return self.cancellations[key]
 
     def accumulated(
         self,

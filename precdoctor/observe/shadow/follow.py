@@ -15,6 +15,7 @@ from precdoctor.observe.shadow.infinite import InfinityWatch, is_finite
 from precdoctor.observe.shadow.kinds import Kind
 from precdoctor.observe.shadow.look import Look, adds_up, floats, written
 from precdoctor.observe.shadow.marks import Marks
+from precdoctor.observe.shadow.schedules import ScheduleWatch
 from precdoctor.observe.shadow.table import (
     LARGEST,
     Origin,
@@ -35,6 +36,7 @@ class Follower:
 
     def __init__(self, table: ShadowTable, marks: Marks, infinite: InfinityWatch, digits: DigitWatch) -> None:
         self._table, self._marks, self._infinite, self._digits = table, marks, infinite, digits
+        self.schedules = ScheduleWatch(table, digits)
         #: exact values of what is about to be written into, flat, by storage
         self._before: dict[int, Tensor] = {}
         #: results were left out for their size, or for that of all of them together
@@ -115,6 +117,7 @@ class Follower:
         self, look: Look, out: Tensor, exact: Tensor, flat: Tensor | None, shadows: Sequence[Shadow]
     ) -> None:
         """Keep the exact values beside a result, and whose damage it carries."""
+        self.schedules.follow(look, out)
         errors = measured(out, exact)
         relative, same = errors.relative, errors.relative == 0.0 and errors.finite
         if not errors.finite and not is_finite(out):

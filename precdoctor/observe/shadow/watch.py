@@ -101,12 +101,14 @@ class ShadowWatch:
             self._table.drop(storage_key(gradient))
         self._infinite.sweep()
         self._marks.sweep()
+        self._follower.schedules.sweep()
 
     def fall_asleep(self) -> None:
         """Let go of all values."""
         self._table.clear()
         self._infinite.clear()
         self._marks.clear()
+        self._follower.schedules.clear()
 
     def losses(self, losses: Sequence[Tensor], step: int, place: Place | None) -> None:
         """Look at the losses that ``backward`` is about to be called on."""
@@ -145,6 +147,7 @@ class ShadowWatch:
         keys = {storage_key(t) for t in inputs}
         if not into and storage_key(outs[0]) in keys:
             return  # a view
+        self._follower.schedules.looked_up(look, outs[0])
         if any(is_parameter(t) for t in into):
             self._arrive("parameter", inputs, look)
             self._forget(into)

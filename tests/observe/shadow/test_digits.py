@@ -240,8 +240,8 @@ def test_what_python_reads_in_an_evaluation_is_reached() -> None:
 
 
 def forward_recursion(wanted: torch.dtype, *, linear: bool = False) -> Exactness:
-    """Return what is seen of 200 frames of 5 states; ``linear``: a plain sum of log-probabilities."""
-    weight = torch.randn(200, 8, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    """Return what is seen of 120 frames of 5 states; ``linear``: a plain sum of log-probabilities."""
+    weight = torch.randn(120, 8, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
 
     def score() -> Tensor:
         emission = torch.log_softmax(weight, -1).to(wanted)
@@ -251,14 +251,14 @@ def forward_recursion(wanted: torch.dtype, *, linear: bool = False) -> Exactness
                 alpha = alpha + torch.logsumexp(frame + frame, -1, keepdim=True)
             else:
                 alpha = torch.logaddexp(alpha, alpha.roll(1, -1) - 0.5) + frame
-        return -alpha.float().mean() / 200
+        return -alpha.float().mean() / 120
 
-    return seen(score)
+    return seen(score, passes=2)
 
 
 def test_a_recursion_of_log_sums_in_bfloat16_is_off_by_a_factor() -> None:
     (site,) = forward_recursion(torch.bfloat16).lossy_sums
-    assert (site.operation, site.graded, site.nats_passes) == ("add", True, 3)
+    assert (site.operation, site.graded, site.nats_passes) == ("add", True, 2)
     assert 1 < site.nats < 50
     assert forward_recursion(torch.float32).lossy_sums == ()
     assert all(site.nats == 0 for site in forward_recursion(torch.bfloat16, linear=True).lossy_sums)
@@ -269,3 +269,38 @@ def test_what_is_as_good_as_zero_is_no_error_of_a_logarithm() -> None:
     off = torch.tensor([[0.25, 0.25, 16.0, 0.0], [30.0, 30.0, 0.25, 0.25]], dtype=torch.float64)
     assert nats_off(exact + off, exact) == 0.25
     assert nats_off(exact + 2, exact) == 2
+
+
+def add_noise(form: torch.dtype, style: str) -> Exactness:
+    """Return what is seen where noise is added by the timestep, from a schedule in some format."""
+    kept = torch.cumprod(1 - torch.linspace(1e-2, 0.02**0.5, 1000).square(), 0)
+    generator = torch.Generator().manual_seed(0)
+    clean = torch.randn(64, 4, generator=generator)
+
+    def loss() -> Tensor:
+        timesteps = torch.randint(0, 1000, (64,), generator=generator)
+        if style == "flow":
+            a = torch.linspace(0, 1, 1000).to(form)[timesteps][:, None]
+            return HEAD(((1 - a) * clean + a).float()).sum()
+        if style == "table":
+            rest = (1 - kept.to(form)).sqrt()[timesteps]
+        elif style == "looked up":
+            rest = (1 - kept.to(form)[timesteps]) ** 0.5
+        else:
+            rest = (1 - kept[timesteps].to(form)).sqrt()
+        return HEAD((rest[:, None] * clean).float()).sum()
+
+    return seen(loss)
+
+
+@pytest.mark.parametrize("style", ["table", "looked up", "cast"])
+def test_a_noise_schedule_in_bfloat16_begins_without_noise(style: str) -> None:
+    site = only(add_noise(torch.bfloat16, style).cancellations)
+    assert dict(site.reached)["schedule"] == 3
+    assert site.share == pytest.approx(0.016, abs=0.004)
+    assert add_noise(torch.float32, style).cancellations == ()
+    assert add_noise(torch.float16, style).cancellations == ()
+
+
+def test_times_between_0_and_1_may_be_coarse() -> None:
+    assert add_noise(torch.bfloat16, "flow").cancellations == ()
