@@ -13,11 +13,11 @@ from typing import Any
 from precdoctor.reproduce.scenario import Options, Seen, read_scan, scan_command
 
 #: optimizer steps of the main runs, with --quick too; the report's 5,000 steps are batches, 4 to an update
-UPDATES, QUICK_UPDATES = 1250, 250
+UPDATES, QUICK_UPDATES = 1250, 170
 #: optimizer steps where recipes are only compared with each other, and where no quantizer runs
 SHORT_UPDATES, FALLBACK_UPDATES = 500, 100
-#: optimizer steps that are scanned: as many as `precdoctor scan` takes
-SCANNED = 50
+#: optimizer steps that are scanned: as many as `precdoctor scan` takes, and with --quick
+SCANNED, QUICK_SCANNED = 50, 25
 #: tokens of the text where the validation text is one of its own
 CLEAN_TOKENS = 100_000
 
@@ -131,7 +131,8 @@ class Measured:
 def commands(sample: Path, out: Path, options: Options) -> dict[str, list[str]]:
     """Return what is run side by side, by name; the longest first, so that no core idles at the end."""
     updates = options.steps or (QUICK_UPDATES if options.quick else UPDATES)
-    short, scanned = min(SHORT_UPDATES, updates), min(SCANNED, updates)
+    short = min(SHORT_UPDATES, updates)
+    scanned = min(QUICK_SCANNED if options.quick else SCANNED, updates)
     found = {"treat": _treat(sample, out, scanned)}
 
     def train(name: str, recipe: str, updates: int, *more: str) -> None:
