@@ -8,6 +8,7 @@ gradient, without the scale that values have.
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -42,6 +43,8 @@ _JUDGED = frozenset(f"aten::{name}" for name in (*_PRODUCTS, *_ELEMENTWISE))
 _SUMMING = frozenset(f"aten::{name}" for name in _PRODUCTS)
 #: operations in place that scale gradients
 _SCALES = frozenset(f"aten::{name}_" for name in ("mul", "div", "_foreach_mul", "_foreach_div"))
+#: what programs do to gradients themselves, whose results are compared as well: casts and squares
+_SQUARES = ("aten::pow", "aten::mul")
 #: what is left of a result, by projection, below which it is said to be lost, and share of zeros above which
 _LOST = 0.5
 #: squared size of a sum relative to that of its terms without their signs, below which it is noise
@@ -78,6 +81,8 @@ class GradientWatch:
         self._casts: dict[torch.dtype, Spot | None] = {}
         self._passes = self._operations = 0
         self._in_pass = False
+        #: the step at hand is one of the user's own code
+        self.looks_inside = False
         self._seconds = 0.0
         self._before: list[tuple[Tensor, Tensor]] = []
 
@@ -111,19 +116,26 @@ class GradientWatch:
         if not outputs or self._seconds > _MOST_SECONDS:
             return
         start = time.perf_counter()
+        if self.looks_inside and not operation.backward:
+            self._marks.note(operation)  # which nobody else does inside of a step
         if kept:
             self._scaled(operation, kept)
         elif operation.name in _JUDGED and operation.backward:
             self._judge(operation, outputs)
         elif not operation.backward and any(self._marks.is_gradient(t) for t in operation.inputs):
             self._made_of_gradients(operation, outputs)
+            if operation.name == "aten::_to_copy" or _is_square(operation):
+                self._small(operation, outputs[0])
         self._seconds += time.perf_counter() - start
 
-    def step_begins(self, *_: Any) -> None:
-        """Nothing."""
+    def step_begins(self, optimizer: torch.optim.Optimizer, _: int) -> None:
+        """Look at what a step does to gradients as well, where the optimizer is the user's own."""
+        code = getattr(inspect.unwrap(type(optimizer).step), "__code__", None)
+        self.looks_inside = code is not None and self._code.is_user(code.co_filename)
 
     def fall_asleep(self) -> None:
         """Nothing is kept of the run's tensors."""
+        self.looks_inside = False
 
     def _note_cast(self, operation: Operation, dtype: torch.dtype) -> None:
         if dtype not in self._casts and operation.graded and any(t.requires_grad for t in operation.inputs):
@@ -164,6 +176,19 @@ class GradientWatch:
             ).max()
             share = (~torch.isfinite(out)).float().mean()
             self._note("overflow", operation, torch.stack((overflows.float(), largest, share, share * 0)))
+
+    def _small(self, operation: Operation, out: Tensor) -> None:
+        """Look for gradients that a cast, or their square, makes 0: by what is left of their norm."""
+        if out.numel() > _MOST_ELEMENTS or out.dtype != torch.float16:
+            return
+        square = operation.name != "aten::_to_copy"
+        exact = _again(operation, torch.Tensor.float)[0] if square else operation.inputs[0].float()
+        wide, power = out.float(), 1 if square else 2
+        left = wide.abs().double().pow(power).sum() / exact.abs().double().pow(power).sum().clamp(min=1e-300)
+        largest, meant = exact.abs().max(), exact != 0
+        gone = (meant & (wide == 0)).float().sum() / meant.float().sum().clamp(min=1.0)
+        lost = meant.any() & (left < _LOST) & (largest < 2.0**-14)
+        self._note("underflow", operation, torch.stack((lost.float(), largest, gone, left.float())))
 
     def _compare(self, operation: Operation, out: Tensor, exact: Tensor, bound: Tensor | None) -> None:
         wide = out.float()
@@ -234,6 +259,15 @@ def _loss(
         share=worst[2],
         projection=worst[3],
     )
+
+
+def _is_square(operation: Operation) -> bool:
+    if operation.name not in _SQUARES or len(operation.args) < 2:
+        return False
+    one, other = operation.args[:2]
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.data_ptr() == other.data_ptr() and one.shape == other.shape
+    return operation.name == "aten::pow" and isinstance(one, Tensor) and other == 2
 
 
 def _again(operation: Operation, widen: Callable[[Tensor], Tensor]) -> list[Tensor]:

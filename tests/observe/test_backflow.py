@@ -126,3 +126,46 @@ def test_a_cast_to_8_bits_and_back_casts_the_gradient(scale: float, through: boo
         [("aten::_to_copy", "e4m3fn", 3)] if is_lost else []
     )
     assert all(x.cast is not None and "float8_e4m3fn" in x.cast.code for x in lost(found))
+
+
+class Layerwise(torch.optim.Optimizer):
+    """Divides each gradient by its norm, which is formed in a format of its own."""
+
+    def __init__(self, params: Any, dtype: torch.dtype) -> None:
+        super().__init__(params, {"lr": 0.0})
+        self.dtype = dtype
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for p in self.param_groups[0]["params"]:
+            norm = p.grad.to(self.dtype).square().sum().sqrt().float()
+            p.sub_(p.grad / norm.clamp(min=1e-8), alpha=0.0)
+
+
+@pytest.mark.parametrize(
+    ("factor", "dtype", "ops"),
+    [
+        (1e-5, F16, {"aten::pow"}),
+        (1e-9, F16, {"aten::_to_copy"}),
+        (1.0, F16, set()),
+        (1e-5, torch.float32, set()),
+        (1e-5, torch.bfloat16, set()),
+    ],
+)
+def test_what_an_optimizer_of_ones_own_does_to_gradients_is_seen(
+    factor: float, dtype: torch.dtype, ops: set[str]
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(8, 4)
+    optimizer = Layerwise(model.parameters(), dtype)
+    with Doctor(probe=True) as doctor:
+        for _ in range(3):
+            optimizer.zero_grad()
+            (factor * model(torch.randn(64, 8)).square().mean()).backward()
+            optimizer.step()
+    found = doctor.evidence().gradient_flow
+    assert found is not None
+    small = lost(found)
+    assert {loss.op for loss in small} == ops
+    assert all(loss.lost == loss.seen and not loss.backward for loss in small)
+    assert all(loss.place is not None and "norm = " in loss.place.code for loss in small)

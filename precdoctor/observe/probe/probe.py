@@ -30,6 +30,8 @@ _WAKES = frozenset(int(step * 10**power) for power in (1, 2, 3, 4, 5) for step i
 _AWAKE = 2
 #: operations looked at in one step; a longer step is seen up to there
 _MOST_OPERATIONS = 100_000
+#: operations of one optimizer's step that those look at who look inside
+_MOST_INSIDE = 2_000
 #: times that it wakes for each kind of event, and operations that it looks at then within one step
 _MOST_ROUSED, _ROUSED_OPERATIONS = 3, 20_000
 #: operations that are looked at in the rest of a step, since they write into what is followed
@@ -59,6 +61,9 @@ class OperationProbe:
         self.instruments = tuple(instruments)
         #: what could not be seen and why, in sentences
         self.limits: dict[str, None] = {}
+        #: those that look at the step at hand as well, and the operations of it that they have seen
+        self._inside: tuple[Instrument, ...] = ()
+        self._inside_operations = 0
         #: wall seconds spent looking
         self.seconds = 0.0
         self._share, self._grace = share, seconds
@@ -189,13 +194,14 @@ class OperationProbe:
             self._home = threading.get_ident()
         if self.awake:
             self._each(lambda instrument: instrument.step_begins(optimizer, self._steps))
+            self._inside = tuple(i for i in self.instruments if getattr(i, "looks_inside", False))
         self._in_step = True  # what an optimizer does inside is no matter of the forward pass
 
     def step_ended(self, steps: int) -> None:
         """Take note that a step has ended; ``steps`` were made in all."""
         if not (self._at_home or self._scopes.inside):
             return
-        self._in_step = False
+        self._in_step, self._inside, self._inside_operations = False, (), 0
         if self._ended:
             self._sleep()
         if steps == self._steps or self._ended:
@@ -277,6 +283,37 @@ class OperationProbe:
         self._persisted += bool(found)
         return found
 
+    @property
+    def looks_inside(self) -> bool:
+        """Tell whether operations of the optimizer's step at hand are looked at."""
+        more = self._inside_operations < _MOST_INSIDE and not self._paused
+        return bool(self._inside) and self._in_step and more and self._at_home
+
+    def run_inside(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], frame: FrameType) -> Any:
+        """Run an operation of an optimizer's step, and let those look at it that want to."""
+        out = func(*args, **kwargs)
+        start = time.perf_counter()
+        self._inside_operations += 1
+        operation = Operation(
+            func,
+            args,
+            kwargs,
+            out,
+            step=self._steps,
+            backward=torch._C._current_graph_task_id() != -1,
+            graded=torch.is_grad_enabled(),
+            frame=frame,
+        )
+        inside = self._inside
+
+        def look(instrument: Instrument) -> None:
+            if instrument in inside:
+                instrument.after(operation)
+
+        self._each(look)
+        self.seconds += time.perf_counter() - start
+        return out
+
     def _each(self, act: Callable[[Instrument], None], looking: Sequence[Instrument] | None = None) -> None:
         """Let instruments (all) do something; whatever goes wrong with that is no matter of the run.
 
@@ -324,6 +361,9 @@ class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         # a forked worker of a data loader inherits the mode; a look at values would spoil a CUDA graph
-        if not self._probe.awake or os.getpid() != self._process or is_capturing():
+        inside = self._probe.looks_inside
+        if not (self._probe.awake or inside) or os.getpid() != self._process or is_capturing():
             return func(*args, **kwargs)
+        if inside:
+            return self._probe.run_inside(func, args, kwargs, sys._getframe(1))
         return self._probe.run(func, args, kwargs, sys._getframe(1))
