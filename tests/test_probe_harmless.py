@@ -141,7 +141,7 @@ def can_run(model: nn.Module, dtype: torch.dtype) -> None:
     """Skip where torch itself cannot: not every processor has LSTMs in bfloat16."""
     state = torch.get_rng_state()
     try:
-        with torch.autocast("cpu", dtype), torch.no_grad():
+        with torch.autocast("cpu", dtype):
             copy.deepcopy(model)(torch.randn(4, 3, 8))
     except RuntimeError as error:
         pytest.skip(str(error).splitlines()[0])

@@ -187,6 +187,7 @@ def test_validation_text_is_not_trained_on(tiny_lm: SimpleNamespace) -> None:
     assert first[0].tolist() == text.val_data[:64].tolist()
 
 
+@pytest.mark.scenario
 @pytest.mark.parametrize("recipe", ["finetune", "qat", "lora"])
 def test_trains_from_nothing_or_from_what_was_kept(recipe: str, tmp_path: Path) -> None:
     def run(*arguments: str) -> str:
@@ -202,6 +203,7 @@ def test_trains_from_nothing_or_from_what_was_kept(recipe: str, tmp_path: Path) 
     assert stored["format"] == (None if recipe == "finetune" else "int4-g64")
 
 
+@pytest.mark.scenario
 def test_compares_all_orders(tmp_path: Path) -> None:
     results = tmp_path / "results.json"
     command = [sys.executable, str(SAMPLE / "compare.py"), "--dim", "16", "--pretrain-steps", "2"]

@@ -21,7 +21,7 @@ import pytest
 SAMPLES = Path(__file__).resolve().parents[1] / "sample_models" / "rules"
 #: those that write checkpoints for `precdoctor diff` are in tests/checkpoints/test_samples.py
 NAMES = sorted(path.name for path in SAMPLES.glob("*.py") if "\n# diff with: " not in path.read_text("utf-8"))
-#: reads [[script, [options], [arguments], report], ...] from stdin and scans one after the other
+#: reads [[script, [options], [arguments], report], ...] from stdin and scans them, so many at a time
 DRIVER = """
 import json, os, sys
 import torch, torch.optim.lr_scheduler
@@ -31,7 +31,15 @@ from precdoctor.report import html, json as report_json
 torch.set_num_threads(1)
 torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])  # the first one imports for a second and more
 
+running = {}
+
+def reap():
+    child, status = os.wait()
+    print("exit", os.waitstatus_to_exitcode(status), *running.pop(child), flush=True)
+
 for program, options, arguments, report in json.load(sys.stdin):
+    while len(running) >= int(sys.argv[1]):
+        reap()
     child = os.fork()
     if child == 0:
         code = 70
@@ -42,8 +50,9 @@ for program, options, arguments, report in json.load(sys.stdin):
         finally:
             sys.stdout.flush()
             os._exit(code)
-    _, status = os.waitpid(child, 0)
-    print("exit", os.waitstatus_to_exitcode(status), program, *arguments, flush=True)
+    running[child] = program, *arguments
+while running:
+    reap()
 """
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="samples are scanned in forked processes")
 
@@ -82,8 +91,24 @@ def expectations(source: str) -> list[Expectation]:
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], dict[str, Any]]:
-    """Return the JSON report of every sample, ill and healthy, by (file name, argument)."""
-    folder = tmp_path_factory.mktemp("samples")
+    """Return the JSON report of every sample, ill and healthy, by (file name, argument).
+
+    Of several workers that run tests one makes them, on the cores of all, and the others wait.
+    """
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID")
+    if run is None:
+        return scanned(tmp_path_factory.mktemp("samples"), 1)
+    folder = tmp_path_factory.getbasetemp().parent / f"samples-{run}"
+    folder.mkdir(exist_ok=True)
+    import fcntl  # not on Windows
+
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return scanned(folder, int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
+
+
+def scanned(folder: Path, at_a_time: int) -> dict[tuple[str, str], dict[str, Any]]:
+    """Scan all samples, but for those whose reports are in the folder."""
     jobs, paths = [], {}
     for name in NAMES:
         wanted = re.search(r"^# scan with: (.+)$", (SAMPLES / name).read_text("utf-8"), re.MULTILINE)
@@ -91,9 +116,14 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], d
         for argument in ("", "--healthy"):
             report = folder / f"{name}{argument}.json"
             paths[name, argument] = report
+            if report.exists():
+                continue
             jobs.append([str(SAMPLES / name), options, [argument] if argument else [], str(report)])
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", DRIVER], input=json.dumps(jobs), capture_output=True, text=True
+        [sys.executable, "-W", "error", "-c", DRIVER, str(at_a_time)],
+        input=json.dumps(jobs),
+        capture_output=True,
+        text=True,
     )
     missing = [str(path) for path in paths.values() if not path.exists()]
     assert done.returncode == 0, done.stderr[-3000:]

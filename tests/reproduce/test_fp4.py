@@ -317,7 +317,7 @@ def test_a_quick_run_is_shorter_and_trains_less(tmp_path: Path) -> None:
     quick = runs.commands(SAMPLE, tmp_path, Options(quick=True))
     assert quick.keys() < full.keys()
     assert full["baseline"][full["baseline"].index("--updates") + 1] == "1250"
-    assert quick["baseline"][quick["baseline"].index("--updates") + 1] == "250"
+    assert quick["baseline"][quick["baseline"].index("--updates") + 1] == "160"
 
 
 def test_steps_shorten_every_run(tmp_path: Path) -> None:

@@ -174,6 +174,8 @@ class QuantizerWatch:
         if parameter is None or seen.root.numel > _REMAKE:
             return
         weight = sample(seen.watch, parameter)
+        if not bool(torch.isfinite(weight).all()):
+            return  # NaN is not equal to itself
         if seen.cast is None or seen.cast[0] is not made or made.step != use.step:
             seen.cast = made, weight
             return

@@ -13,11 +13,11 @@ from typing import Any
 from precdoctor.reproduce.scenario import Options, Seen, read_scan, scan_command
 
 #: optimizer steps of the main runs, with --quick too; the report's 5,000 steps are batches, 4 to an update
-UPDATES, QUICK_UPDATES = 1250, 170
+UPDATES, QUICK_UPDATES = 1250, 160
 #: optimizer steps where recipes are only compared with each other, and where no quantizer runs
 SHORT_UPDATES, FALLBACK_UPDATES = 500, 100
 #: optimizer steps that are scanned: as many as `precdoctor scan` takes, and with --quick
-SCANNED, QUICK_SCANNED = 50, 25
+SCANNED, QUICK_SCANNED = 50, 12
 #: tokens of the text where the validation text is one of its own
 CLEAN_TOKENS = 100_000
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 
 from precdoctor.evidence import Exactness, Place
@@ -45,4 +46,6 @@ def seen(act: Callable[[], Tensor | None], passes: int = 3) -> Exactness:
 
 
 def layer(size_in: int, size_out: int) -> nn.Linear:
-    return nn.Linear(size_in, size_out, bias=False)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Linear(size_in, size_out, bias=False)
