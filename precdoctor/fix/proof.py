@@ -120,6 +120,8 @@ def judge(candidate: Candidate, before: Evidence, diagnosis: Diagnosis, after: S
     evidence = after.evidence
     if evidence.run.steps < before.run.steps:
         return f"the edited program made {evidence.run.steps} optimizer steps instead of {before.run.steps}"
+    if _finite(before) and not _finite(evidence):
+        return "the loss is not finite any more"
     found = grave(diagnose(evidence))
     targets = {finding.rule for finding in candidate.treatment.findings}
     names = candidate.treatment.names
@@ -138,8 +140,6 @@ def judge(candidate: Candidate, before: Evidence, diagnosis: Diagnosis, after: S
     } - seen
     if missed:
         return f"no update of {min(missed)} was seen, so whether it is cured is not known"
-    if _finite(before) and not _finite(evidence):
-        return "the loss is not finite any more"
     return ""
 
 
