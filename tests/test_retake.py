@@ -9,6 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+#: whole programs, several times, in processes of their own
+pytestmark = pytest.mark.scenario
+
 #: the square leaves the range of float16 after some fifty steps
 LATE = """
 import os

@@ -16,6 +16,9 @@ from click.testing import CliRunner, Result
 
 from precdoctor.cli import main
 
+#: whole programs, several times, in processes of their own
+pytestmark = pytest.mark.scenario
+
 #: a norm scale at 1.0 in bfloat16, frozen at this learning rate
 TRAIN = """
 import torch
