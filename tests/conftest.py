@@ -22,15 +22,14 @@ hypothesis.settings.register_profile("precdoctor", deadline=None, derandomize="C
 hypothesis.settings.load_profile("precdoctor")
 
 
-def pytest_collection_finish() -> None:
-    """Leave what was imported out of later collections, which makes them take a millisecond."""
-    gc.collect()
-    gc.freeze()
-
-
 @pytest.fixture(autouse=True)
 def _no_model_left() -> None:
-    gc.collect()  # models of tests before would take the plain names
+    """Hide models of tests before, which would take the plain names: torch keeps some alive for ever.
+
+    What is frozen is not among the objects of the collector; and collecting takes a millisecond only.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
