@@ -4,8 +4,9 @@ python docs/outputs.py            run those of README.md and docs/tutorial.md; e
 python docs/outputs.py --out D    and write what each printed to D, to be pasted
 
 A block of a page that begins with "$ " is a command and its output. Commands of a page run in order, in
-one folder, which also holds the files that the page tells to save ("Save this as `train.py`"). Lines are
-compared without their numbers, which differ from one machine to another; "[…]" stands for what is left out.
+one folder, which also holds the files that the page tells to save ("Save this as `train.py`"). Words are
+compared in their order, so that lines may wrap elsewhere, and without numbers, which differ from one machine
+to another; "[…]" stands for what is left out.
 """
 
 from __future__ import annotations
@@ -17,14 +18,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "docs/tutorial.md")
-#: share of a block's lines that must be there: a longer number may wrap a line elsewhere, or swap two rows
-AGREEING = 0.85
+#: share of a block's words that must be there: other numbers may swap two rows, or one verdict of many
+AGREEING = 0.9
 #: seconds that one command may take
 LIMIT_S = 900
 
@@ -47,12 +49,12 @@ def main(arguments: list[str]) -> int:
     differ = 0
     for name in options.pages:
         for number, (shown, printed) in enumerate(run((ROOT / name).read_text("utf-8"))):
-            missing = [line for line in shown.output if masked(line) not in set(map(masked, printed))]
-            share = 1 - len(missing) / max(len(shown.output), 1)
-            print(f"{name}:{shown.line}: {share:.0%} of its lines  $ {shown.command}", flush=True)
+            missing = words_missing(shown.output, printed)
+            share = 1 - len(missing) / max(len(words(shown.output)), 1)
+            print(f"{name}:{shown.line}: {share:.0%} of its words  $ {shown.command}", flush=True)
             if share < AGREEING:
                 differ += 1
-                print("\n".join(f"    not printed: {line}" for line in missing))
+                print(f"    not printed: {' '.join(missing)}")
             if options.out is not None:
                 options.out.mkdir(parents=True, exist_ok=True)
                 file = options.out / f"{Path(name).stem}-{number:02}.txt"
@@ -97,14 +99,22 @@ def commands(page: str) -> Iterator[Shown]:
         lines = block[1].splitlines()
         at = [i for i, line in enumerate(lines) if line.startswith("$ ")]
         for first, end in zip(at, [*at[1:], len(lines)], strict=True):
-            output = tuple(line for line in lines[first + 1 : end] if masked(line) and "[…]" not in line)
+            output = tuple(line for line in lines[first + 1 : end] if "[…]" not in line)
             yield Shown(start + first, lines[first][2:].split("  #")[0].rstrip(), output)
 
 
-def masked(line: str) -> str:
-    """Return a line without its numbers, rules and widths."""
-    line = re.sub(r"[-+]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?", "#", line)
-    return re.sub(r"\s+", " ", re.sub(r"-{2,}", "-", line)).strip()
+def words_missing(shown: Sequence[str], printed: Sequence[str]) -> list[str]:
+    """Return the words of a page that the command did not print, or not in this order."""
+    ours, theirs = words(shown), words(printed)
+    blocks = SequenceMatcher(None, ours, theirs, autojunk=False).get_matching_blocks()
+    there = {index for block in blocks for index in range(block.a, block.a + block.size)}
+    return [word for index, word in enumerate(ours) if index not in there]
+
+
+def words(lines: Sequence[str]) -> list[str]:
+    """Return the words of the lines, # for numbers, without rules of tables."""
+    text = re.sub(r"[-+]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?", "#", " ".join(lines))
+    return [word for word in text.split() if not re.fullmatch(r"[-═─]{2,}", word)]
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from precdoctor.evidence import Evidence
+from precdoctor.evidence import Evidence, Weight
+from precdoctor.formats import half_ulp
 from precdoctor.rules.descent import rounds_inside
 from precdoctor.rules.finding import Finding
 from precdoctor.rules.measures import measured, sample_note
@@ -98,8 +99,10 @@ class OneSidedUpdate(Rule):
         item = max(items, key=lambda i: i.updates.ups_applied + i.updates.downs_applied)
         updates, found = item.updates, sides(item)
         assert found is not None
+        edge = _edge(item.parameter.weight)
         values = measured(evidence, items)
         values |= {
+            "edge": edge,
             "ups_intended": updates.ups_intended,
             "downs_intended": updates.downs_intended,
             "ups_applied": updates.ups_applied,
@@ -117,12 +120,10 @@ class OneSidedUpdate(Rule):
         )
         if len(items) > 1:
             text += f" ({item.parameter.name})"
-        down, up = values.get("half_ulp_down"), values.get("half_ulp_up")
-        if isinstance(down, float) and isinstance(up, float) and down < up:
-            text += (
-                f"; at |w| = {number(_float(values['weight']))} a decrease has to exceed {number(down)}, "
-                f"an increase {number(up)}"
-            )
+        text += (
+            f"; at |w| = {number(edge)} a move towards zero has to exceed "
+            f"{number(half_ulp(item.format, edge, -1))}, one away from it {number(half_ulp(item.format, edge, +1))}"
+        )
         text += f"; mean travel {number(updates.drift_applied)} instead of {number(updates.drift_intended)}"
         return Finding(
             rule=cls.id,
@@ -153,9 +154,7 @@ def _is_one_sided(item: Stepped) -> bool:
     weight = item.parameter.weight
     if not item.is_low or item.preserves or item.writes_nothing or rounds_inside(item) or weight is None:
         return False
-    # weights that all start at the edge and drift away from it are no longer there at the end
-    starts_there = weight.mean_first != 0 and abs(math.frexp(weight.mean_first)[0]) == 0.5
-    at_edge = starts_there or weight.power_of_two_share >= EDGE_SHARE
+    at_edge = _starts_at_edge(weight) or weight.power_of_two_share >= EDGE_SHARE
     if not at_edge or item.updates.lost_share < MIN_LOST_SHARE:
         return False
     found = sides(item)
@@ -166,5 +165,13 @@ def _is_one_sided(item: Stepped) -> bool:
     return away < -MIN_DIFFERENCE and abs(found.z) >= MIN_Z
 
 
-def _float(value: float | int | str | None) -> float | None:
-    return value if isinstance(value, float) else None
+def _starts_at_edge(weight: Weight) -> bool:
+    """Tell whether all start at one power of two: drifting away from it, they are not there at the end."""
+    return weight.mean_first != 0 and abs(math.frexp(weight.mean_first)[0]) == 0.5
+
+
+def _edge(weight: Weight | None) -> float:
+    """Return the power of two at which the weights are, or were before they drifted."""
+    assert weight is not None
+    typical = abs(weight.mean_first) if _starts_at_edge(weight) else weight.abs_median
+    return 2.0 ** round(math.log2(typical)) if typical else 0.0

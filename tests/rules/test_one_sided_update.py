@@ -62,6 +62,13 @@ def test_finds_weights_that_all_started_at_one_and_left_it() -> None:
     assert judge(evidence(drifting(weight=left)))
 
 
+def test_quotes_the_arithmetic_of_the_edge_that_the_weights_have_left() -> None:
+    left = weight(abs_median=0.984, mean_first=1.0, power_of_two_share=0.05)
+    (finding,) = judge(evidence(drifting(weight=left)))
+    assert "at |w| = 1 a move towards zero has to exceed 0.00195, one away from it 0.00391" in finding.message
+    assert finding.measured["edge"] == 1.0
+
+
 def test_only_drift_towards_zero_comes_from_the_edge() -> None:
     assert judge(evidence(drifting(ups_applied=129, downs_applied=28))) == []
     negative = weight(abs_median=1.0, mean_first=-1.0, power_of_two_share=0.5)
