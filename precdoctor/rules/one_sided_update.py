@@ -120,9 +120,10 @@ class OneSidedUpdate(Rule):
         )
         if len(items) > 1:
             text += f" ({item.parameter.name})"
+        towards, away = half_ulp(item.format, edge, -1), half_ulp(item.format, edge, +1)
         text += (
-            f"; at |w| = {number(edge)} a move towards zero has to exceed "
-            f"{number(half_ulp(item.format, edge, -1))}, one away from it {number(half_ulp(item.format, edge, +1))}"
+            f"; at |w| = {number(edge)} a move towards zero has to exceed {number(towards)}, one away "
+            f"from it {number(away)}"
         )
         text += f"; mean travel {number(updates.drift_applied)} instead of {number(updates.drift_intended)}"
         return Finding(
