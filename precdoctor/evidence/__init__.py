@@ -20,7 +20,7 @@ from precdoctor.evidence.integers import IntegerUse, LostIntegers
 from precdoctor.evidence.metrics import Metric
 from precdoctor.evidence.place import Place
 from precdoctor.evidence.predictions import Predicted, Predictions
-from precdoctor.evidence.quantizers import DataQuantizer, Fidelity, Quantizer
+from precdoctor.evidence.quantizers import DataQuantizer, Fidelity, GradientQuantizer, Quantizer
 from precdoctor.evidence.randoms import CoarseUniform
 from precdoctor.evidence.records import (
     SCHEMA,
@@ -70,6 +70,7 @@ __all__ = [
     "Gradient",
     "GradientFlow",
     "GradientLoss",
+    "GradientQuantizer",
     "Group",
     "Histogram",
     "IntegerUse",

@@ -109,3 +109,32 @@ class DataQuantizer:
     clipped_share: float = 0.0
     #: share of the values that are not finite, at last
     non_finite_share: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GradientQuantizer:
+    """A rounding of gradients of one shape in a backward pass; medians over the times it was seen."""
+
+    #: user's line in the function that the gradient was handed to, and that of the rounding
+    place: Place | None = None
+    rounding: Place | None = None
+    #: the user's function that the gradient enters: "quantize"
+    function: str = ""
+    shape: tuple[int, ...] = ()
+    #: format of what the rounding gave
+    format: str = ""
+    #: times it was seen
+    seen: int = 0
+    #: random numbers go into it: stochastic rounding
+    random: bool = False
+    #: share of the gradient that is left: <used, gradient> / <gradient, gradient>; None where the used values
+    #: are codes, whose scale follows after the product
+    projection: float | None = None
+    #: sum of the errors, without its sign, over that of the gradient's magnitudes: about 0 where roundings up
+    #: and down cancel
+    bias: float | None = None
+    #: signal to quantization noise ratio, decibels; None as for the projection, and where the error is zero
+    sqnr_db: float | None = None
+    #: share of the values other than 0 that are used as zero, and what they are of the squared gradient
+    flushed_share: float = 0.0
+    flushed_energy: float = 0.0

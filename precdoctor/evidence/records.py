@@ -19,7 +19,7 @@ from precdoctor.evidence.integers import LostIntegers
 from precdoctor.evidence.metrics import Metric
 from precdoctor.evidence.place import Place
 from precdoctor.evidence.predictions import Predictions
-from precdoctor.evidence.quantizers import DataQuantizer, Quantizer
+from precdoctor.evidence.quantizers import DataQuantizer, GradientQuantizer, Quantizer
 from precdoctor.evidence.randoms import CoarseUniform
 from precdoctor.evidence.regions import Product, Region
 from precdoctor.evidence.scaling import Scaler
@@ -391,6 +391,7 @@ class Evidence:
     quantizers: tuple[Quantizer, ...] = ()
     #: quantizers of data, such as activations, that clamp and round
     data_quantizers: tuple[DataQuantizer, ...] = ()
+    gradient_quantizers: tuple[GradientQuantizer, ...] = ()
     #: predictions behind the losses of training passes, one per line that computes one
     predictions: tuple[Predictions, ...] = ()
     #: sums, averages and merges in a low format, one per line that adds

@@ -18,7 +18,7 @@ _TORCH = Path(torch.__file__).absolute().parent
 #: outside this file's frames lie those of our own command, never the user's
 _RUNNER = str(_PACKAGE / "script.py")
 #: functions that every call of torch goes through while they are in force: no line of theirs is meant
-_INTERCEPTS = ("__torch_dispatch__", "__torch_function__")
+INTERCEPTS = ("__torch_dispatch__", "__torch_function__")
 #: frames that are never the fallback: of no file, of torch and of precdoctor
 _NEVER = ("<", f"{_TORCH}{os.sep}", f"{_PACKAGE}{os.sep}")
 
@@ -60,7 +60,7 @@ class UserCode:
         while frame is not None:
             code = frame.f_code
             file = code.co_filename
-            if self.is_user(file) and code.co_name not in _INTERCEPTS:
+            if self.is_user(file) and code.co_name not in INTERCEPTS:
                 return _spot(frame), passed
             if file == _RUNNER:
                 break

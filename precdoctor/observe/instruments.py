@@ -16,6 +16,7 @@ from precdoctor.observe.models import Models
 from precdoctor.observe.predictions import PredictionWatch
 from precdoctor.observe.probe.operations import Instrument
 from precdoctor.observe.quantizers.clipping import ClippingWatch
+from precdoctor.observe.quantizers.gradients import GradientQuantizerWatch
 from precdoctor.observe.quantizers.watch import QuantizerWatch
 from precdoctor.observe.randoms import RandomWatch
 from precdoctor.observe.shadow.watch import ShadowWatch
@@ -28,6 +29,7 @@ class Instruments:
     def __init__(self, code: UserCode, *, thorough: bool = False) -> None:
         self.quantizers = QuantizerWatch(code)
         self.clipping = ClippingWatch(code, lambda t: self.quantizers.lineage.made(t) is not None)
+        self.gradient_quantizers = GradientQuantizerWatch(code)
         self.predictions = PredictionWatch(code)
         self.integers = IntegerWatch(code)
         self.randoms = RandomWatch(code)
@@ -42,6 +44,7 @@ class Instruments:
         return (
             self.quantizers,
             self.clipping,
+            self.gradient_quantizers,
             self.predictions,
             self.integers,
             self.randoms,
@@ -82,6 +85,7 @@ class Instruments:
         return {
             "quantizers": self.quantizers.evidence(place),
             "data_quantizers": self.clipping.evidence(place),
+            "gradient_quantizers": self.gradient_quantizers.evidence(place),
             "predictions": self.predictions.evidence(place),
             "integers": self.integers.evidence(place),
             "uniforms": self.randoms.evidence(place),

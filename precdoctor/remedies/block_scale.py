@@ -43,7 +43,7 @@ class BlockScale(Remedy):
     Where the kernels at hand know one scale per tensor only. MXFP4's power-of-two scale, rounded down, clips
     up to a quarter of a block's largest value: harmless for weights (2.2 % clipped), not for gradients, whose
     norm falls to 0.72; round the scale up there. Gradients that are quantized also want stochastic rounding,
-    which keeps them right on average; no trial does that from outside, it is an edit of the backward pass.
+    which keeps them right on average (`stochastic-gradients`).
 
     ## By hand
 

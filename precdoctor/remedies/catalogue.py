@@ -21,6 +21,7 @@ from precdoctor.remedies.reinit import Reinit
 from precdoctor.remedies.remedy import Remedy
 from precdoctor.remedies.retie import Retie
 from precdoctor.remedies.ste import StraightThrough
+from precdoctor.remedies.stochastic_gradients import StochasticGradients
 from precdoctor.remedies.stochastic_rounding import StochasticRoundingRemedy
 
 REMEDIES: tuple[type[Remedy], ...] = (
@@ -40,6 +41,7 @@ REMEDIES: tuple[type[Remedy], ...] = (
     RefreshCache,
     Float32Latent,
     BlockScale,
+    StochasticGradients,
     KeepFloat32,
     Retie,
 )

@@ -20,7 +20,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from precdoctor.observe.frames import UserCode
-from precdoctor.observe.lineage.lineage import Lineage
+from precdoctor.observe.lineage.gradients import GradientLineage
+from precdoctor.observe.lineage.lineage import Lineage, is_float8
 from precdoctor.observe.lineage.made import CannotRemake, Made, Root, remade
 from precdoctor.observe.probe.operations import Operation
 from precdoctor.observe.watch import is_plain
@@ -56,6 +57,9 @@ _ROUNDINGS = frozenset(
     for owner in (torch, Tensor)
     for name in ("round", "floor", "ceil", "trunc", "fix", "sign", "sgn")
 )
+#: round to the nearest integer; those that write over what they round
+_NEAREST, _NEAREST_IN_PLACE = (torch.round, Tensor.round), (torch.round_, Tensor.round_)
+_CASTS = (Tensor.to, Tensor.type)
 _SET_DATA = Tensor.data.__set__  # type: ignore[attr-defined]
 #: write one tensor into another
 _WRITES = frozenset((Tensor.copy_, _SET_DATA))
@@ -67,9 +71,10 @@ class Follower:
     """Follows the parameters of a run. A context manager, for `follow`.
 
     ``instead(use)`` returns what a product gets, None: what the program gives to it. ``on_round(func, x,
-    rounded)`` returns what a rounding of data gives, for which a gradient is wanted. ``on_overwrite(use)``
-    tells whether to leave out that coarser values of a weight are written into it. ``keeps_codes``: see
-    `QuantizedUse.levels`.
+    rounded)`` returns what a rounding of data gives, for which a gradient is wanted; ``on_gradient(gradient,
+    rounded)`` what that of a gradient gives, to the nearest integer or by a cast to 8 bits, in a function
+    of the backward pass. ``on_overwrite(use)`` tells whether to leave out that coarser values of a weight
+    are written into it. ``keeps_codes``: see `QuantizedUse.levels`.
     """
 
     def __init__(
@@ -77,10 +82,13 @@ class Follower:
         instead: Callable[[QuantizedUse], Tensor | None],
         *,
         on_round: Callable[[Any, Tensor, Tensor], Tensor] | None = None,
+        on_gradient: Callable[[Tensor, Tensor], Tensor] | None = None,
         on_overwrite: Callable[[QuantizedUse], bool] | None = None,
         keeps_codes: bool = False,
     ) -> None:
         self._instead, self._on_round, self._on_overwrite = instead, on_round, on_overwrite
+        self._on_gradient = on_gradient
+        self._gradients = GradientLineage(UserCode()) if on_gradient is not None else None
         #: steps that optimizers have made
         self.steps = 0
         #: weights that do not get the gradient of what is used
@@ -148,6 +156,8 @@ class Follower:
         """Look away from what the optimizer does."""
         self._stepping += 1
         self._lineage.step_begins(optimizer, self.steps)
+        if self._gradients is not None:
+            self._gradients.step_begins(optimizer, self.steps)
 
     def step_ended(self, _: torch.optim.Optimizer) -> None:
         """Count a step: what was made before it is old."""
@@ -171,6 +181,8 @@ class Follower:
                 args = self._spread(*args)
             elif func in _WRITES and self._left_out(*args[:2]):
                 return args[0]
+            elif self._rounds_gradient(func, args):
+                return self._gradient_rounded(func, args, kwargs)
             result = func(*args, **kwargs)
             if func in _ROUNDINGS and self._on_round is not None and self._wants_gradient(args, result):
                 return self._on_round(func, args[0], result)
@@ -205,6 +217,10 @@ class Follower:
         self._lineage.after(
             Operation(func, args, kwargs, out, step=self.steps, backward=False, graded=graded, frame=frame)
         )
+        if self._gradients is not None and _is_backward():
+            self._gradients.after(
+                Operation(func, args, kwargs, out, step=self.steps, backward=True, graded=graded, frame=frame)
+            )
         return out
 
     # ------------------------------------------------------------------ what is exchanged
@@ -241,6 +257,24 @@ class Follower:
         if not tuple(target.shape) == tuple(source.shape) == use.root.shape:
             return False
         return self._on_overwrite(use)
+
+    def _rounds_gradient(self, func: Any, args: tuple[Any, ...]) -> bool:
+        gradients = self._gradients
+        if gradients is None or func not in (*_NEAREST, *_NEAREST_IN_PLACE, *_CASTS) or not _is_backward():
+            return False
+        return isinstance(args[0], Tensor) and gradients.is_gradient(args[0], sys._getframe(1))
+
+    def _gradient_rounded(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Round a gradient as `on_gradient` does, where it is rounded to integers or to 8 bits."""
+        assert self._on_gradient is not None
+        source, in_place = args[0], func in _NEAREST_IN_PLACE
+        gradient = source.clone() if in_place else source
+        result = func(*args, **kwargs)
+        rounds = is_float8(result) if func in _CASTS else len(args) + len(kwargs) == 1  # without decimals
+        if not rounds:
+            return result
+        other = self._on_gradient(gradient, result)
+        return source.copy_(other) if in_place else other
 
     def _wants_gradient(self, args: tuple[Any, ...], result: Any) -> bool:
         is_data = bool(args) and isinstance(args[0], Tensor) and self.known(args[0]) is None
@@ -313,6 +347,10 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not self._follower.is_looking:
             return func(*args, **(kwargs or {}))
         return self._follower.operation(func, args, kwargs or {}, sys._getframe(1))
+
+
+def _is_backward() -> bool:
+    return torch._C._current_graph_task_id() != -1
 
 
 def _keep_codes(made: Made, tensor: Tensor) -> None:

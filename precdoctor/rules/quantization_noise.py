@@ -5,19 +5,32 @@ from __future__ import annotations
 from statistics import median
 from typing import ClassVar
 
-from precdoctor.evidence import Evidence
+from precdoctor.evidence import Evidence, GradientQuantizer
 from precdoctor.rules.finding import Finding, Subject
 from precdoctor.rules.prescriptions import ranked
-from precdoctor.rules.quantized import Quantized, by_quantizer, elements, quantized, quantizer_locations, who
+from precdoctor.rules.quantized import (
+    Quantized,
+    by_quantizer,
+    elements,
+    gradient_quantizers,
+    named_shape,
+    quantized,
+    quantizer_locations,
+    who,
+)
+from precdoctor.rules.reading import locations
 from precdoctor.rules.rule import Rule
-from precdoctor.rules.saturated_quantizer import follows_amax, is_flushed
+from precdoctor.rules.saturated_quantizer import FLUSHED, follows_amax, is_flushed
 from precdoctor.rules.stale_quantized_weight import is_stale
-from precdoctor.rules.wording import number, percent, several
+from precdoctor.rules.wording import at, number, percent, several
 
 #: decibels below which a layer is noisy: 4-bit blocks have 17.8 to 20.5 on weights, sign and mean 4.4
 NOISY_DB = 10.0
 #: decibels below the median of the other layers of the run from which a layer stands out
 OUTLIER_DB = 8.0
+#: sum of a gradient's rounding errors over that of its magnitudes from which they all point one way
+#: (measured: up to 0.02 where training is as without, 0.48 where it is worse or diverges)
+ONE_SIDED = 0.3
 #: layers from which there is a median to speak of
 MIN_PEERS = 3
 
@@ -44,19 +57,29 @@ class QuantizationNoise(Rule):
     quantized weights. Coarse grids that all layers share, signs and ternary weights among them, are a
     choice and no finding.
 
+    An error where a backward pass rounds gradients to nearest and the errors, added up, are more than 0.3 of
+    the gradient's magnitudes: they do not cancel. So it is with the gradient of a softmax over many classes,
+    one large negative value among many small positive ones: the small ones become zero, and their logits are
+    never pushed down. Measured on a language model of 1,024 tokens whose gradients alone were quantized, with
+    a scale per tensor, in 250 updates, loss 1.70 without: INT8 2.45, E2M1 6.74, INT4 7.83 to nearest; 1.74,
+    1.94 and 2.04 stochastically.
+
     ## Blind spots
 
     The SQNR of the weight is not the loss: what a layer contributes decides. `precdoctor treat` measures it
-    by keeping the layer in float32.
+    by keeping the layer in float32. Of gradients that is seen what a function of the program rounds
+    (`backward`, a hook), not what kernels of a library do inside.
 
     ## Remedies
 
-    Keep these layers in higher precision; give blocks a scale of their own instead of the tensor.
+    Keep these layers in higher precision; give blocks a scale of their own instead of the tensor. Gradients:
+    round them stochastically.
 
     ## References
 
     - Bennett 1948, Spectra of quantized signals (uniform noise of variance step^2 / 12)
     - Dettmers and Zettlemoyer 2023, The case for 4-bit precision, arXiv 2212.09720 (block scales, outliers)
+    - Chmiel et al. 2025, FP4 All the Way, arXiv 2505.19115 (nearest for weights, stochastic for gradients)
     """
 
     id: ClassVar[str] = "PD603"
@@ -74,7 +97,8 @@ class QuantizationNoise(Rule):
         coarse = [i for i in items if _is_coarse(i)]
         outliers = [i for i in items if i not in coarse and _stands_out(i, items)]
         found = [cls._coarse(members) for members in by_quantizer(coarse)]
-        return found + ([cls._outliers(outliers, items)] if outliers else [])
+        found += [cls._outliers(outliers, items)] if outliers else []
+        return found + [cls._gradients(members) for members in gradient_quantizers(evidence, _is_one_sided)]
 
     @classmethod
     def _coarse(cls, members: list[Quantized]) -> Finding:
@@ -144,6 +168,43 @@ class QuantizationNoise(Rule):
                 ]
             ),
         )
+
+    @classmethod
+    def _gradients(cls, members: list[GradientQuantizer]) -> Finding:
+        worst = max(members, key=lambda i: i.bias or 0.0)
+        return Finding(
+            rule=cls.id,
+            name=cls.name,
+            severity="error",
+            subjects=(Subject(kind="op", name=worst.function or "backward"),),
+            message=(
+                f"gradients ({named_shape(worst)}) are rounded to nearest{at(worst.rounding)} and the errors "
+                f"point one way: together they are {number(worst.bias)} of the gradient's magnitudes, and "
+                f"{percent(worst.flushed_share)} of the values other than 0 are used as zero."
+            ),
+            locations=locations([worst.place], [worst.rounding]),
+            measured={
+                "bias": worst.bias,
+                "flushed_share": worst.flushed_share,
+                "projection": worst.projection,
+                "sqnr_db": worst.sqnr_db,
+                "seen": worst.seen,
+            },
+            prescriptions=ranked(
+                [
+                    (
+                        "stochastic-gradients",
+                        "round each value up or down by chance, so that the errors cancel",
+                    ),
+                ]
+            ),
+        )
+
+
+def _is_one_sided(item: GradientQuantizer) -> bool:
+    # what lies below the range of 8 bits is PD203; most of it used as zero, a wrong scale
+    other = item.format.startswith("float8") or item.flushed_energy > FLUSHED
+    return not item.random and not other and item.bias is not None and item.bias > ONE_SIDED
 
 
 def _flushed(item: Quantized) -> float:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from precdoctor.evidence import Evidence, Parameter, Place, Quantizer
+from precdoctor.evidence import Evidence, GradientQuantizer, Parameter, Place, Quantizer
 from precdoctor.rules.finding import Location
 from precdoctor.rules.reading import MIN_STEPS, gets_gradient, locations, optimizer_of
 from precdoctor.rules.wording import count, several
@@ -16,6 +16,8 @@ MIN_DENSITY = 0.1
 MIN_COSINE = 0.3
 #: elements from which the density of a gradient says something
 MIN_ELEMENTS = 64
+#: times that a gradient's rounding must have been seen
+MIN_SEEN = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +93,22 @@ def quantizer_locations(items: Sequence[Quantized]) -> tuple[Location, ...]:
     causes = [i.quantizer.place or i.quantizer.rounding or i.quantizer.used_at for i in items]
     sites = [p for i in items for p in (i.quantizer.rounding, i.quantizer.used_at)]
     return locations(causes, sites)
+
+
+def gradient_quantizers(
+    evidence: Evidence, is_ill: Callable[[GradientQuantizer], bool]
+) -> list[list[GradientQuantizer]]:
+    """Return those of gradients for which that holds, in lists that share their lines, by shape."""
+    sorts: dict[tuple[Place | None, Place | None], list[GradientQuantizer]] = {}
+    for item in evidence.gradient_quantizers:
+        if item.seen >= MIN_SEEN and is_ill(item):
+            sorts.setdefault((item.place, item.rounding), []).append(item)
+    return list(sorts.values())
+
+
+def named_shape(item: GradientQuantizer) -> str:
+    """Return a gradient's shape in words: "4 x 32 x 1,024"."""
+    return " x ".join(f"{size:,}" for size in item.shape)
 
 
 def who(items: Sequence[Quantized]) -> str:

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from precdoctor.evidence import DataQuantizer, Evidence, Fidelity
+from precdoctor.evidence import DataQuantizer, Evidence, Fidelity, GradientQuantizer
 from precdoctor.rules.finding import Finding, Subject
 from precdoctor.rules.prescriptions import ranked
-from precdoctor.rules.quantized import Quantized, by_quantizer, elements, quantized, quantizer_locations, who
+from precdoctor.rules.quantized import (
+    Quantized,
+    by_quantizer,
+    elements,
+    gradient_quantizers,
+    named_shape,
+    quantized,
+    quantizer_locations,
+    who,
+)
 from precdoctor.rules.reading import locations
 from precdoctor.rules.rule import Rule
 from precdoctor.rules.stale_quantized_weight import is_stale
@@ -18,6 +27,8 @@ from precdoctor.rules.wording import at, number, percent
 CLIPPED_WEIGHT = 0.2
 #: the same for the values, other than 0, of data
 CLIPPED_DATA = 0.5
+#: part of a gradient that clipping takes away (measured: 0 to 0.025, and 0.25 where a scale is rounded down)
+CLIPPED_GRADIENT = 0.1
 #: share of a weight that is used as zero, and decibels below which its scale is too large, or missing
 FLUSHED = 0.5
 FLUSHED_DB = 6.0
@@ -51,7 +62,10 @@ class SaturatedQuantizer(Rule):
     that of the weight (by a factor of 1.4): a scale that follows amax and still flushes is too coarse a
     grid (PD603). For data: more than half of the values other than 0 lie beyond the bounds of a clamp next
     to a rounding, in the forward pass of a module in training mode, the last time it was seen; a lower
-    bound of 0 is a rectifier and does not count.
+    bound of 0 is a rectifier and does not count. For gradients that a backward pass rounds, a warning
+    where more than a tenth of the gradient, by projection, is gone and what is used as zero does not account
+    for it; an error where more than half of the squared gradient is used as zero (of a cast to 8 bits without
+    a scale speaks PD203).
 
     ## Blind spots
 
@@ -80,7 +94,8 @@ class SaturatedQuantizer(Rule):
         for how in ("not finite", "clipped", "flushed"):
             for members in by_quantizer(i for i in items if _wrong(i.quantizer.last) == how):
                 found.append(cls._weights(members, how))
-        return found + [cls._data(site) for site in evidence.data_quantizers if _is_lost(site)]
+        found += [cls._data(site) for site in evidence.data_quantizers if _is_lost(site)]
+        return found + [cls._gradients(members) for members in gradient_quantizers(evidence, _misses_scale)]
 
     @classmethod
     def _weights(cls, members: list[Quantized], how: str) -> Finding:
@@ -154,6 +169,55 @@ class SaturatedQuantizer(Rule):
                 [("update-amax", "follow the largest magnitude: a running maximum, or that of the batch")]
             ),
         )
+
+    @classmethod
+    def _gradients(cls, members: list[GradientQuantizer]) -> Finding:
+        worst = max(members, key=lambda i: (i.flushed_energy, _cut_away(i)))
+        which = f"gradients ({named_shape(worst)})"
+        if worst.flushed_energy > FLUSHED:
+            what = (
+                f"{percent(worst.flushed_share)} of the values of {which} that are not 0 become zero where "
+                f"they are rounded{at(worst.rounding)}: the scale is too large, or missing."
+            )
+        else:
+            what = (
+                f"of {which} {number(worst.projection)} is left, by projection, once they are rounded"
+                f"{at(worst.rounding)}: the largest values lie beyond the last code. Stochastic rounding "
+                "does not change that."
+            )
+        return Finding(
+            rule=cls.id,
+            name=cls.name,
+            severity="error" if worst.flushed_energy > FLUSHED else "warning",
+            subjects=(Subject(kind="op", name=worst.function or "backward"),),
+            message=what,
+            locations=locations([worst.place], [worst.rounding]),
+            measured={
+                "projection": worst.projection,
+                "flushed_energy": worst.flushed_energy,
+                "sqnr_db": worst.sqnr_db,
+                "seen": worst.seen,
+            },
+            prescriptions=ranked(
+                [
+                    (
+                        "update-amax",
+                        "give the largest magnitude the last code: follow it, and round its scale up",
+                    )
+                ]
+            ),
+        )
+
+
+def _misses_scale(item: GradientQuantizer) -> bool:
+    """Tell whether the scale of gradients is wrong; what a cast to 8 bits loses below its range is PD203."""
+    if _cut_away(item) > CLIPPED_GRADIENT:
+        return True
+    return item.flushed_energy > FLUSHED and not item.format.startswith("float8") and not item.random
+
+
+def _cut_away(item: GradientQuantizer) -> float:
+    return 0.0 if item.projection is None else 1 - item.projection - item.flushed_energy
 
 
 def _wrong(last: Fidelity | None) -> str:

@@ -10,7 +10,7 @@ import torch
 
 from small_lm import ceilings, memory
 from small_lm.data import DEFAULT_CORPUS, DEFAULT_START, Corpus
-from small_lm.layers import FP4Linear
+from small_lm.layers import FP4Linear, convert
 from small_lm.model import SIZES, LanguageModel
 from small_lm.recipes import RECIPES
 from small_lm.training import Trainer, create_optimizer
@@ -51,7 +51,10 @@ def build_model(recipe, size, cpu_fallback=False):
     linear = recipe.linear
     if cpu_fallback and linear is FP4Linear:
         linear = partial(linear, cpu_fallback=True)
-    return LanguageModel(SIZES[size], linear, recipe.quantized, recipe.tied)
+    model = LanguageModel(SIZES[size], linear, recipe.quantized, recipe.tied)
+    if recipe.converted is not None:
+        convert(model, recipe.converted)
+    return model
 
 
 def main():
@@ -105,7 +108,7 @@ def main():
     print(f"Text of its own: Loss={loss:.3f}, Acc={accuracy:.1%}, PPL={math.exp(min(loss, 20)):.1f}")
     unquantized = None
     if quantized:
-        twin = LanguageModel(config, tied=recipe.tied).to(args.device)
+        twin = LanguageModel(config, tied=model.head.weight is model.embedding.weight).to(args.device)
         twin.load_state_dict(model.state_dict())
         unquantized = trainer.evaluate(corpus.val_batches(32, eval_windows), twin)
         print(f"Without the quantizer: Loss={unquantized[0]:.3f}, Acc={unquantized[1]:.1%}")

@@ -89,3 +89,18 @@ def per_block(weight: Tensor, block: int = 8) -> tuple[Tensor, Tensor]:
     blocks = weight.reshape(-1, block)
     scale = blocks.abs().amax(1, keepdim=True) / 7
     return torch.round(blocks / scale), scale
+
+
+def projection(gradient: Tensor, used: Tensor) -> float:
+    pairs = list(zip(numbers(gradient), numbers(used), strict=True))
+    return sum(q * g for g, q in pairs) / sum(g * g for g, _ in pairs)
+
+
+def bias(gradient: Tensor, used: Tensor) -> float:
+    pairs = list(zip(numbers(gradient), numbers(used), strict=True))
+    return abs(sum(q - g for g, q in pairs)) / sum(abs(g) for g, _ in pairs)
+
+
+def flushed_energy(gradient: Tensor, used: Tensor) -> float:
+    pairs = list(zip(numbers(gradient), numbers(used), strict=True))
+    return sum(g * g for g, q in pairs if q == 0) / sum(g * g for g, _ in pairs)

@@ -11,7 +11,8 @@ from precdoctor.remedies.reinit import Reinit
 
 IDS = ["autocast", "master-weights", "stochastic-rounding", "kahan", "float32-state", "float32-island"]
 IDS += ["group-lr", "reinit", "eps", "beta2", "loss-scaling", "plain-optimizer"]
-IDS += ["ste", "refresh-cache", "float32-latent", "block-scale", "keep-float32", "re-tie"]
+IDS += ["ste", "refresh-cache", "float32-latent", "block-scale", "stochastic-gradients"]
+IDS += ["keep-float32", "re-tie"]
 SECTIONS = ["What it buys", "Bytes per parameter", "When not", "By hand", "References"]
 
 

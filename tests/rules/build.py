@@ -14,6 +14,7 @@ from precdoctor.evidence import (
     Example,
     Fidelity,
     Gradient,
+    GradientQuantizer,
     Group,
     Histogram,
     Optimizer,
@@ -147,6 +148,24 @@ def fidelity(**changes: Any) -> Fidelity:
     """Return what a 4-bit block format leaves of a weight after 30 steps: 19 dB, nothing clipped."""
     values = {"step": 30, "mean_absolute_error": 2e-3, "sqnr_db": 19.0, "clipped_share": 0.0}
     return Fidelity(**{**values, "flushed_share": 0.1, **changes})
+
+
+def gradient_quantizer(**changes: Any) -> GradientQuantizer:
+    """Return gradients of a loss over 1,024 classes, rounded to the nearest of few codes; healthy."""
+    values: dict[str, Any] = {
+        "place": Place(file="layers.py", line=60),
+        "rounding": QUANTIZED,
+        "function": "quantize",
+        "shape": (4, 32, 1024),
+        "format": "float32",
+        "seen": 12,
+        "projection": 0.99,
+        "bias": 0.01,
+        "sqnr_db": 19.0,
+        "flushed_share": 0.1,
+        "flushed_energy": 0.001,
+    }
+    return GradientQuantizer(**{**values, **changes})
 
 
 def quantizer(name: str = "weight", **changes: Any) -> Quantizer:

@@ -9,7 +9,7 @@ import pytest
 from precdoctor.evidence import Evidence, Quantizer
 from precdoctor.rules.quantization_noise import QuantizationNoise
 from precdoctor.rules.saturated_quantizer import SaturatedQuantizer
-from tests.rules.build import evidence, fidelity, parameter, quantizer
+from tests.rules.build import evidence, fidelity, gradient_quantizer, parameter, quantizer
 
 judge = QuantizationNoise.criterion
 
@@ -86,3 +86,37 @@ def test_a_scale_that_does_not_follow_the_largest_weight_is_another_illness(
 def test_casts_and_buffers_are_not_judged() -> None:
     assert judge(run(*layers(), noisy(5.0, kind="cast"))) == []
     assert judge(run(*layers(), quantizer("codes", route="buffer", last=None))) == []
+
+
+def one_sided(**changes: Any) -> Evidence:
+    values = {"bias": 0.49, "flushed_share": 0.999, **changes}
+    return evidence(parameter(), gradient_quantizers=(gradient_quantizer(**values),))
+
+
+def test_finds_rounding_of_gradients_that_points_one_way() -> None:
+    (finding,) = judge(one_sided())
+    assert (finding.severity, [(s.kind, s.name) for s in finding.subjects]) == ("error", [("op", "quantize")])
+    assert "gradients (4 x 32 x 1,024) are rounded to nearest at layers.py:40" in finding.message
+    assert "together they are 0.49 of the gradient's magnitudes" in finding.message
+    assert [(where.place.line, where.role) for where in finding.locations] == [(60, "cause"), (40, "site")]
+    assert [p.remedy for p in finding.prescriptions] == ["stochastic-gradients"]
+
+
+@pytest.mark.parametrize(("bias", "found"), [(0.31, True), (0.3, False), (None, False)])
+def test_three_tenths_do_not_cancel(bias: float | None, found: bool) -> None:
+    assert len(judge(one_sided(bias=bias))) == found
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"random": True}, {"seen": 2}, {"format": "float8_e4m3fn"}, {"flushed_energy": 0.51}],
+    ids=["by chance", "seen twice", "8 bits: PD203", "a wrong scale: PD604"],
+)
+def test_other_roundings_of_gradients_are_another_matter(changes: dict[str, Any]) -> None:
+    assert judge(one_sided(**changes)) == []
+
+
+def test_shapes_that_share_a_line_are_one_finding() -> None:
+    worse, milder = gradient_quantizer(bias=0.5), gradient_quantizer(bias=0.4, shape=(64, 16))
+    (finding,) = judge(evidence(parameter(), gradient_quantizers=(milder, worse)))
+    assert finding.measured["bias"] == 0.5

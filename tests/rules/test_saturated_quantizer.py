@@ -9,7 +9,7 @@ import pytest
 from precdoctor.evidence import DataQuantizer, Evidence, Place
 from precdoctor.rules.quantization_noise import QuantizationNoise
 from precdoctor.rules.saturated_quantizer import SaturatedQuantizer
-from tests.rules.build import evidence, fidelity, parameter, quantizer
+from tests.rules.build import evidence, fidelity, gradient_quantizer, parameter, quantizer
 
 judge = SaturatedQuantizer.criterion
 SITE = Place(file="layers.py", line=12)
@@ -94,3 +94,39 @@ def test_only_the_last_look_at_data_counts() -> None:
 def test_weights_that_are_not_trained_are_not_judged() -> None:
     frozen = evidence(parameter(trainable=False), quantizers=(quantizer(last=fidelity(clipped_share=0.9)),))
     assert judge(frozen) == []
+
+
+def gradients(**changes: Any) -> Evidence:
+    return evidence(parameter(), gradient_quantizers=(gradient_quantizer(**changes),))
+
+
+@pytest.mark.parametrize(
+    ("projection", "energy", "found"),
+    [(0.75, 0.0, True), (0.89, 0.0, True), (0.91, 0.0, False), (0.6, 0.35, False), (None, 0.0, False)],
+)
+def test_finds_gradients_beyond_the_last_code(projection: float | None, energy: float, found: bool) -> None:
+    findings = judge(gradients(projection=projection, flushed_energy=energy))
+    assert len(findings) == found
+    if found:
+        assert findings[0].severity == "warning"
+        assert "the largest values lie beyond the last code" in findings[0].message
+        assert findings[0].prescriptions[0].remedy == "update-amax"
+
+
+@pytest.mark.parametrize(
+    ("energy", "changes", "found"),
+    [
+        (0.51, {}, True),
+        (0.5, {}, False),
+        (1.0, {"random": True}, False),
+        (1.0, {"format": "float8_e4m3fn"}, False),
+    ],
+)
+def test_finds_gradients_that_are_mostly_used_as_zero(
+    energy: float, changes: dict[str, Any], found: bool
+) -> None:
+    findings = judge(gradients(projection=1 - energy, flushed_energy=energy, **changes))
+    assert len(findings) == found
+    if found:
+        assert findings[0].severity == "error"
+        assert "the scale is too large, or missing" in findings[0].message

@@ -119,8 +119,10 @@ class Lineage:
 
     def after(self, operation: Operation) -> None:
         """Follow an operation of a forward pass, or of whatever else is no backward pass."""
-        if operation.backward:
-            return
+        if not operation.backward:
+            self._follow(operation)
+
+    def _follow(self, operation: Operation) -> None:
         inputs = [t for t in operation.inputs if _is_followed(t)]
         known = [self._of(t) for t in inputs]
         data = [k is None and storage_key(t) in self._data for t, k in zip(inputs, known, strict=True)]
@@ -438,8 +440,13 @@ def _is_coarser(made: Made) -> bool:
     return made.values == "rounded" or narrower
 
 
+def is_float8(tensor: Tensor) -> bool:
+    """Tell whether a tensor's format is one of 8 bits."""
+    return tensor.dtype in _FLOAT8
+
+
 def _is_grid(tensor: Tensor) -> bool:
-    return not tensor.is_floating_point() or tensor.dtype in _FLOAT8
+    return not tensor.is_floating_point() or is_float8(tensor)
 
 
 def _rounds(name: str, tensor: Tensor) -> bool:

@@ -152,10 +152,49 @@ class MasterlessLinear(QuantizedLinear):
         return self.weight
 
 
+class FullyQuantizedLinear(QuantizedLinear):
+    """All three products get quantized matrices: the gradient is rounded by `round_gradient`."""
+
+    def __init__(self, *args, round_gradient=torch.round, **options):
+        super().__init__(*args, **options)
+        self.round_gradient = round_gradient
+
+    def forward(self, x):
+        return QuantizedProduct.apply(x, self.weight, self.quantizer, self.round_gradient)
+
+    def used_weight(self):
+        return self.quantizer(self.weight)
+
+
+class QuantizedProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, quantizer, round_gradient):
+        ctx.quantizer, ctx.round_gradient = quantizer, round_gradient
+        x, weight = quantizer(x), quantizer(weight)
+        ctx.save_for_backward(x, weight)
+        return F.linear(x, weight)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, weight = ctx.saved_tensors
+        gradient = ctx.quantizer(gradient, ctx.round_gradient)
+        return gradient @ weight, gradient.flatten(0, -2).T @ x.flatten(0, -2), None, None
+
+
 class Float32Linear(nn.Linear):
     def __init__(self, in_features, out_features, std):
         super().__init__(in_features, out_features, bias=False)
         nn.init.normal_(self.weight, std=std)
+
+
+def convert(model, linear):
+    """Replace each float32 layer of a model by one that `linear` makes, with the same weights."""
+    for parent in list(model.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, Float32Linear):
+                made = linear(layer.in_features, layer.out_features, 1.0)
+                made.weight = nn.Parameter(layer.weight.detach().clone())
+                setattr(parent, name, made)
 
 
 QUANTIZED = (FP4Linear, QuantizedLinear)

@@ -77,9 +77,9 @@ def mxfp4(weight, rounding=torch.round):
     return (round_e2m1(blocks / scale, rounding) * scale).view(weight.shape)
 
 
-def e2m1_tensor(weight):
+def e2m1_tensor(weight, rounding=torch.round):
     scale = weight.abs().amax() / 6
-    return round_e2m1(weight / scale) * scale
+    return round_e2m1(weight / scale, rounding) * scale
 
 
 def e2m1_channel(weight, scale=None):

@@ -17,6 +17,7 @@ class Recipe:
     linear: type = layers.Float32Linear
     quantized: tuple = PARTS  # parts of the model that use `linear`
     tied: bool = False  # embedding and head share their weight
+    converted: type = None  # what the float32 layers are replaced by once the model is made
     lr: float = 1.0  # factor of the learning rate
     fused: bool = False  # the fused AdamW
     bits: float = 32  # per quantized weight, scales included, when packed
@@ -33,6 +34,11 @@ def ste(about, quantizer, bits, **options):
 def masterless(about, quantizer, bits):
     linear = partial(layers.MasterlessLinear, quantizer=quantizer)
     return Recipe(f"{about}, no float32 weights beside", linear, bits=bits)
+
+
+def full(about, quantizer, bits, **options):
+    linear = partial(layers.FullyQuantizedLinear, quantizer=quantizer, **options)
+    return Recipe(f"{about}: weights, activations and gradients", linear, bits=bits)
 
 
 stochastic_int8 = partial(quantizers.int8, rounding=quantizers.stochastic)
@@ -71,6 +77,12 @@ RECIPES = {
     "ste-float32-ffn": ste(
         "FP4 but for the feed-forward layers", quantizers.bnb_fp4, 4.5, quantized=("attention", "head")
     ),
+    # All three products in four bits.
+    "full-nvfp4": full("NVFP4", quantizers.nvfp4, 4.5),
+    "full-nvfp4-stochastic": full("NVFP4", quantizers.nvfp4, 4.5, round_gradient=quantizers.stochastic),
+    "full-e2m1-tensor": full("E2M1, one scale per matrix", quantizers.e2m1_tensor, 4),
+    "full-mxfp4": full("MXFP4", quantizers.mxfp4, 4.25),
+    "full-mxfp4-stochastic": full("MXFP4", quantizers.mxfp4, 4.25, round_gradient=quantizers.stochastic),
     # Other ways to go wrong.
     "stale-cache": Recipe(
         "FP4, straight-through, cached by a version that the fused AdamW leaves alone",
@@ -83,6 +95,12 @@ RECIPES = {
     "scale-in-graph": Recipe("as zero-gradient, the scale differentiated", layers.ScaledLinear, bits=4),
     "low-lr": ste("FP4, lr x0.001: no code changes", quantizers.bnb_fp4, 4.5, lr=0.001),
     "low-lr-untied": Recipe("float32, lr x0.001: the twin of low-lr", lr=0.001),
+    "broken-tie": Recipe(
+        "float32, tied, each linear layer then replaced by an FP4 one",
+        tied=True,
+        converted=partial(STELinear, quantizer=quantizers.bnb_fp4),
+        bits=4.5,
+    ),
     "no-scale": ste("E2M1 without a scale", quantizers.e2m1_unscaled, 4),
     "clip-1-sigma": Recipe("E2M1 clipped at 1 sigma, masked gradient", layers.ClippedLinear, bits=4),
     "clip-2-sigma": Recipe(
