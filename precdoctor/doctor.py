@@ -87,7 +87,9 @@ class Doctor:
         self._provenance, self._on_step = provenance, on_step
         code = provenance.code if provenance is not None else UserCode()
         self._instruments = Instruments(code, thorough=shadow)
-        self._calls = Calls(code, lambda: self._monitor, self._is_looking, self._instruments.cast_of)
+        self._calls = Calls(
+            code, lambda: self._monitor, self._is_looking, self._instruments.cast_of, self._rouse
+        )
         looking = (*self._instruments.all, *self._calls.instruments)
         self._probe = OperationProbe(looking, at=look_at, always=shadow) if probe or shadow else None
         self._monitor = StepMonitor(
@@ -113,7 +115,8 @@ class Doctor:
         self._leaves: dict[int, weakref.ref[Tensor]] = {}
         self._backward_place: Place | None = None
         self._losses: list[tuple[int, Tensor]] = []
-        self._backwards = 0
+        #: optimizer steps made before the last backward pass; one came after another without a step between
+        self._passed_at, self._accumulates = -1, False
         self._started_at = datetime.datetime.now().astimezone()
         self._start = self._end = time.perf_counter()
         self._attached = False
@@ -179,17 +182,19 @@ class Doctor:
     def _is_looking(self) -> bool:
         return self._probe is not None and self._probe.awake
 
+    def _rouse(self, event: str) -> None:
+        if self._probe is not None:
+            self._probe.rouse(event)
+
     def _on_compile(self) -> None:
         if self._usage is not None and self._probe is not None:
             self._usage.compiling()
             self._probe.compiling()
 
     def _on_evaluation(self, spot: Spot | None) -> None:
-        if self._probe is None:
-            return
         if spot is None:
-            self._probe.rouse("evaluation")
-        else:
+            self._rouse("evaluation")
+        elif self._probe is not None:
             self._probe.reaches(spot)
 
     def _on_lane(self, lane: Lane) -> None:
@@ -238,7 +243,10 @@ class Doctor:
                 self._future[record.index] = ahead
 
     def _on_backward(self, losses: Sequence[Tensor], place: Place | None) -> None:
-        self._backwards += 1
+        if self._passed_at == self._monitor.steps and not self._accumulates:
+            self._accumulates = True
+            self._rouse("gradients that are accumulated")
+        self._passed_at = self._monitor.steps
         if self._monitor.steps < _WALK_STEPS and len(self._walks) < _WALKS:
             found = reach(losses)
             self._leaves.update({id(leaf): weakref.ref(leaf) for leaf in found.leaves if is_plain(leaf)})
@@ -260,7 +268,7 @@ class Doctor:
             shadow = self._instruments.shadow
             self._monitor.quietly(lambda: shadow.losses(losses, self._monitor.steps, place))
         elif any(map(_is_lost, losses)):
-            self._probe.rouse("a loss that is not finite")
+            self._rouse("a loss that is not finite")
 
     def _resolve_walks(self) -> None:
         """Turn the leaves that the first backward passes reached into names, while they live."""

@@ -24,7 +24,7 @@ class Calls:
     """The watches of calls.
 
     ``monitor`` returns the step monitor, ``cast_of`` the line that cast a tensor; ``looking`` tells whether
-    operations are looked at now.
+    operations are looked at now, ``on_event`` is told what makes them worth looking at.
     """
 
     def __init__(
@@ -33,15 +33,23 @@ class Calls:
         monitor: Callable[[], StepMonitor],
         looking: Callable[[], bool],
         cast_of: Callable[[Tensor], Spot | None],
+        on_event: Callable[[str], None],
     ) -> None:
         def quietly(act: Callable[[], None]) -> bool:
             return monitor().quietly(act)
 
-        self._scaling = ScalingWatch(code, quietly, lambda: monitor().busy)
+        self._scaling = ScalingWatch(
+            code, quietly, lambda: monitor().busy, on_skip=lambda: on_event("a step that was left out")
+        )
         self._regions = RegionWatch(code, quietly, looking)
         self._metrics = MetricWatch(code, quietly)
         self._checkpoints = CheckpointWatch(
-            code, quietly, lambda: monitor().optimizers, lambda: monitor().formats, cast_of
+            code,
+            quietly,
+            lambda: monitor().optimizers,
+            lambda: monitor().formats,
+            cast_of,
+            on_state=lambda: on_event("a checkpoint"),
         )
 
     @property

@@ -57,7 +57,7 @@ class CheckpointWatch:
     """Watches what is saved and loaded.
 
     ``optimizers`` returns those that have made a step, ``formats`` the first formats of their parameters,
-    ``cast_of`` the line that cast a tensor.
+    ``cast_of`` the line that cast a tensor. ``on_state`` is called before a module's state is taken or set.
     """
 
     def __init__(
@@ -67,8 +67,9 @@ class CheckpointWatch:
         optimizers: Callable[[], list[torch.optim.Optimizer]],
         formats: Callable[[], dict[int, torch.dtype]],
         cast_of: Callable[[Tensor], Spot | None],
+        on_state: Callable[[], None] = lambda: None,
     ) -> None:
-        self._code, self._quietly = code, quietly
+        self._code, self._quietly, self._on_state = code, quietly, on_state
         self._optimizers, self._formats, self._cast_of = optimizers, formats, cast_of
         self._states = SavedStates(cast_of)
         self._patches = Patches()
@@ -90,6 +91,7 @@ class CheckpointWatch:
     def attach(self) -> None:
         """Wrap what saves and loads."""
         self._patches.wrap(torch, "save", self._around_save)
+        self._patches.wrap(nn.Module, "state_dict", self._around_state)
         self._patches.wrap(nn.Module, "load_state_dict", self._around_module)
         self._patches.wrap(torch.optim.Optimizer, "load_state_dict", self._around_optimizer)
 
@@ -113,8 +115,16 @@ class CheckpointWatch:
 
         return wrapper
 
+    def _around_state(self, original: Any) -> Any:
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            self._on_state()
+            return original(*args, **kwargs)
+
+        return wrapper
+
     def _around_module(self, original: Any) -> Any:
         def wrapper(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            self._on_state()
             result = original(module, *args, **kwargs)
             frame, state = sys._getframe(1), kwargs.get("state_dict", args[0] if args else None)
             self._quietly(lambda: self._load(module, state, frame))

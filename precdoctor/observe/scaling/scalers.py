@@ -84,8 +84,8 @@ class ScalerHistory:
             self._first = self._last = self._smallest = self.scale
         self.in_use = self.was_used = True
 
-    def stepped(self, optimizer: torch.optim.Optimizer) -> None:
-        """Take note that a step through the scaler has ended, left out or not."""
+    def stepped(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Take note that a step through the scaler has ended; tell whether it is known to be left out."""
         states = getattr(self.ref(), "_per_optimizer_states", {})
         found = (
             list(states[id(optimizer)]["found_inf_per_device"].values()) if id(optimizer) in states else []
@@ -93,8 +93,10 @@ class ScalerHistory:
         self.found += found
         at_hand = all(t.device.type == "cpu" for t in found) or self._updates < _LOOKS
         due = self._skipped < _LOOKS or self._skipped % _LOOK_EVERY == 0
-        if at_hand and due and any(bool(t.sum() > 0) for t in found):
+        left_out = at_hand and due and any(bool(t.sum() > 0) for t in found)
+        if left_out:
             self._look(optimizer)
+        return left_out
 
     def _look(self, optimizer: torch.optim.Optimizer) -> None:
         """Look up which gradients are not finite."""

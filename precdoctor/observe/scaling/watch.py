@@ -36,7 +36,7 @@ _DIVIDED = 1.5
 class ScalingWatch:
     """Watches the scalers of the process; ``quietly`` does something apart from the run.
 
-    ``is_ours`` tells that a step is none of the run's.
+    ``is_ours`` tells that a step is none of the run's; ``on_skip`` is called after one was left out.
     """
 
     def __init__(
@@ -44,8 +44,9 @@ class ScalingWatch:
         code: UserCode,
         quietly: Callable[[Callable[[], None]], bool],
         is_ours: Callable[[], bool] = lambda: False,
+        on_skip: Callable[[], None] = lambda: None,
     ) -> None:
-        self._code, self._quietly, self._is_ours = code, quietly, is_ours
+        self._code, self._quietly, self._is_ours, self._on_skip = code, quietly, is_ours, on_skip
         self._patches = Patches()
         self._known: dict[int, ScalerHistory] = {}
         self._gone: list[ScalerHistory] = []
@@ -245,9 +246,10 @@ class ScalingWatch:
 
     def _stepped(self, scaler: Any, optimizer: Any) -> None:
         known = self._of(scaler)
-        if known.enabled:
-            known.stepped(optimizer)
+        left_out = known.enabled and known.stepped(optimizer)
         self._gradients.forget(optimizer)
+        if left_out:
+            self._on_skip()
 
     def _updated(self, scaler: Any) -> None:
         known = self._of(scaler)
