@@ -64,6 +64,32 @@ def test_a_late_overflow_is_found_at_its_line(tmp_path: Path) -> None:
     assert origins(report) == [("PD503", [12])]
 
 
+#: two inputs are alike after some twenty steps, and a root has no derivative at zero
+ALIKE = """
+import torch
+from torch import nn
+torch.manual_seed(0)
+model = nn.Linear(8, 8)
+optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+for step in range(40):
+    one, other = torch.randn(16, 8), torch.randn(16, 8)
+    if step == 23:
+        other[3] = one[3]
+    distance = (model(one) - model(other)).square().sum(1).sqrt()
+    loss = torch.relu(5 - distance).mean()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+"""
+
+
+def test_a_late_gradient_that_is_not_finite_is_found_at_its_line(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(ALIKE)
+    command = [sys.executable, "-m", "precdoctor", "scan", "--fail-on", "never", "--json", "report.json"]
+    subprocess.run([*command, "train.py"], cwd=tmp_path, check=True, capture_output=True)
+    assert origins(json.loads((tmp_path / "report.json").read_text())) == [("PD501", [11])]
+
+
 def test_a_run_that_cannot_be_repeated_is_not_believed(tmp_path: Path) -> None:
     report, _ = scan(tmp_path, seed='int.from_bytes(os.urandom(4), "big")')
     ((rule, _),) = origins(report)

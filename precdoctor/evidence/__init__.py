@@ -13,7 +13,15 @@ from precdoctor.evidence.contents import (
     Travel,
 )
 from precdoctor.evidence.counters import Counter
-from precdoctor.evidence.exactness import Cancellation, Exactness, LossySum, NonFinite, Phase, Site
+from precdoctor.evidence.exactness import (
+    Cancellation,
+    Exactness,
+    LossySum,
+    NonFinite,
+    NonFiniteGradient,
+    Phase,
+    Site,
+)
 from precdoctor.evidence.gradient_flow import GradientFlow, GradientLoss
 from precdoctor.evidence.histogram import Binades, Histogram
 from precdoctor.evidence.integers import IntegerUse, LostIntegers
@@ -78,6 +86,7 @@ __all__ = [
     "LostIntegers",
     "Metric",
     "NonFinite",
+    "NonFiniteGradient",
     "Optimizer",
     "Parameter",
     "Phase",

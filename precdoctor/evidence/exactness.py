@@ -62,6 +62,27 @@ class NonFinite(Site):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NonFiniteGradient:
+    """Finite gradients of a finite loss that gave inf or NaN on their way back."""
+
+    #: the user's line of the forward operation, or of the function of his own that made it, and its function
+    place: Place | None = None
+    function: str = ""
+    #: autograd's node, such as "SqrtBackward0", the operation in it, and the format of its result
+    node: str = ""
+    operation: str = ""
+    format: str = ""
+    #: optimizer steps made before it was first seen
+    first_step: int = 0
+    #: NaN is among them; share of the result that is not finite, at worst
+    is_nan: bool = False
+    share: float = 0.0
+    #: backward passes in which it was seen, and optimizer steps that were taken with gradients not finite
+    passes: int = 0
+    steps: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Cancellation(Site):
     """A difference of which few correct digits are left."""
 
@@ -113,6 +134,7 @@ class Exactness:
     #: passes in which layers ran without gradient; the first few
     evaluations: int = 0
     non_finite: tuple[NonFinite, ...] = ()
+    non_finite_gradients: tuple[NonFiniteGradient, ...] = ()
     cancellations: tuple[Cancellation, ...] = ()
     lossy_sums: tuple[LossySum, ...] = ()
     phases: tuple[Phase, ...] = ()

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
-from precdoctor.evidence import Evidence, Place, Scaler
+from precdoctor.evidence import Evidence, NonFiniteGradient, Place, Scaler
+from precdoctor.rules.exactness import exactness
 from precdoctor.rules.finding import Finding, Subject
 from precdoctor.rules.prescriptions import ranked
 from precdoctor.rules.reading import locations
 from precdoctor.rules.rule import Rule
-from precdoctor.rules.wording import count, loss_scale, several
+from precdoctor.rules.wording import at, count, loss_scale, several
 
 #: updates at the end that must have been seen, and the share of steps left out that is a standstill
 MIN_RECENT, STANDSTILL = 10, 0.5
@@ -51,7 +52,8 @@ class CollapsedLossScale(Rule):
 
     ## Remedies
 
-    Find what overflows: the finding names the parameters whose gradients are not finite. Compute that part,
+    Find what overflows: the finding names the parameters whose gradients are not finite, and where the
+    operation probe was awake the line at which the gradient of a finite loss became so. Compute that part,
     or the loss, in float32, or take bfloat16, which needs no scaler. Leave out batches with NaN before the
     backward pass, not by the scaler.
 
@@ -69,10 +71,11 @@ class CollapsedLossScale(Rule):
     def criterion(cls, evidence: Evidence) -> list[Finding]:
         """Return a finding per scaler."""
         scalers = _by_line(s for s in evidence.scalers if s.enabled and s.updates)
-        return [cls._finding(s) for s in scalers if _why(s)]
+        makers = exactness(evidence).non_finite_gradients
+        return [cls._finding(s, makers) for s in scalers if _why(s)]
 
     @classmethod
-    def _finding(cls, scaler: Scaler) -> Finding:
+    def _finding(cls, scaler: Scaler, makers: Sequence[NonFiniteGradient]) -> Finding:
         standstill = _stands_still(scaler)
         who = f": {several(scaler.overflowing)}" if scaler.overflowing else ""
         what = "NaN" if scaler.has_nan else "infinite"
@@ -81,6 +84,8 @@ class CollapsedLossScale(Rule):
             text += f"; at the last of them looked at, gradients were {what}{who}"
         if scaler.loss_finite is not None:
             text += ", the loss itself was " + ("finite" if scaler.loss_finite else "not finite either")
+        if makers:
+            text += f", and what is not finite began in {several([f'{m.node}{at(m.place)}' for m in makers])}"
         return Finding(
             rule=cls.id,
             name=cls.name,
@@ -90,7 +95,9 @@ class CollapsedLossScale(Rule):
                 *([] if scaler.overflowing else [Subject(kind="op", name=scaler.type.rpartition(".")[2])]),
             ),
             message=text + ".",
-            locations=locations([scaler.scaled_at], [scaler.stepped_at, scaler.place]),
+            locations=locations(
+                [*(maker.place for maker in makers), scaler.scaled_at], [scaler.stepped_at, scaler.place]
+            ),
             measured={
                 "scale": scaler.scale,
                 "first_scale": scaler.first_scale,

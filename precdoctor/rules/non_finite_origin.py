@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from precdoctor.evidence import Evidence
-from precdoctor.evidence.exactness import NonFinite
+from precdoctor.evidence.exactness import NonFinite, NonFiniteGradient
 from precdoctor.rules.exactness import (
     by_line,
     exactness,
@@ -51,14 +51,20 @@ class NonFiniteOrigin(Rule):
     to float64 over the norm of float64) and reach a layer, the loss, a gradient or a parameter, in at least
     two passes and 10 % of them; where Python reads it in half of them. What is masked out later (`where`,
     `nan_to_num`), and batches that the loop skips before `backward`, are none. Sums and squares are
-    reported as PD503, masks as PD504. Where the loss stays inf or NaN and no origin was seen, the error
-    says since when.
+    reported as PD503, masks as PD504.
+
+    An error, too, where the loss is finite and an operation of the backward pass makes inf or NaN of finite
+    gradients, with which an optimizer takes a step: the derivative of a root, a norm, a quotient or a
+    logarithm at the edge of its range, whether or not `where` hides its value. Steps that a scaler or the
+    loop leaves out are none.
+
+    Where the loss stays inf or NaN and no origin was seen, the error says since when.
 
     ## Blind spots
 
-    Forward passes and the user's own code, in the steps in which the operation probe is awake (0, 1, 2, 5,
-    10, 15, ..., in evaluations, and where a script was run again to look at the step in which its loss
-    turned inf or NaN). Gradients that overflow in backward are the business of loss scaling.
+    The steps in which the operation probe is awake (0, 1, 2, 5, 10, 15, ..., in evaluations, and where a
+    script was run again to look at the step in which its loss turned inf or NaN). Gradients that overflow
+    in float16 are the business of loss scaling (PD204).
 
     ## Remedies
 
@@ -82,6 +88,8 @@ class NonFiniteOrigin(Rule):
         sites = exactness(evidence).non_finite
         own = [site for site in sites if not (site.mask or _sums(site))]
         found = [cls._at(foremost(members, evidence), evidence) for members in by_line(own)]
+        if not GradientOverflow.criterion(evidence):
+            found += [cls._gradient(site) for site in exactness(evidence).non_finite_gradients if site.steps]
         since = unseen_since(evidence)
         if since is not None:
             found.append(cls._unseen(evidence, since))
@@ -123,6 +131,39 @@ class NonFiniteOrigin(Rule):
         )
 
     @classmethod
+    def _gradient(cls, site: NonFiniteGradient) -> Finding:
+        value = "NaN" if site.is_nan else "inf"
+        derivative = site.node.rstrip("0123456789").removesuffix("Backward")
+        return Finding(
+            rule=cls.id,
+            name=cls.name,
+            severity="error",
+            subjects=(Subject(kind="op", name=site.function or site.node),),
+            message=(
+                f"the loss is finite and its gradient is not: the derivative of {derivative}{at(site.place)} "
+                f"gives {value} ({percent(site.share)} of the result), first after "
+                f"{count(site.first_step, 'step')}; the optimizer takes a step with it, and weights that are "
+                "NaN stay so."
+            ),
+            locations=locations([site.place]),
+            measured={
+                "first_step": site.first_step,
+                "share": site.share,
+                "passes": site.passes,
+                "steps": site.steps,
+            },
+            prescriptions=ranked(
+                [
+                    (
+                        "safe-argument",
+                        "keep its argument away from where the derivative is infinite: sqrt(x + eps), a "
+                        "clamp, torch.where before the operation; after it, 0 x inf is NaN all the same",
+                    ),
+                ]
+            ),
+        )
+
+    @classmethod
     def _unseen(cls, evidence: Evidence, step: int) -> Finding:
         value = evidence.losses[-1][1]
         place = evidence.backward.place if evidence.backward is not None else None
@@ -158,6 +199,8 @@ def unseen_since(evidence: Evidence) -> int | None:
     if not stays_non_finite(evidence):
         return None
     if any(_explains(site, evidence) for site in exactness(evidence).non_finite):
+        return None
+    if any(site.steps for site in exactness(evidence).non_finite_gradients):
         return None
     if any(rule.criterion(evidence) for rule in (VanishingEpsilon, GradientOverflow)):
         return None

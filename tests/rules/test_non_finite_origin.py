@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from precdoctor.evidence import NonFinite
+from precdoctor.evidence import NonFinite, NonFiniteGradient
 from precdoctor.rules.finding import Finding
 from precdoctor.rules.non_finite_origin import NonFiniteOrigin
 from tests.rules.exact import AT, LATER, non_finite, run
@@ -66,3 +66,21 @@ def test_an_overflow_of_another_kind_may_be_the_origin() -> None:
 def test_sites_on_one_line_are_one_finding() -> None:
     sites = [non_finite(operation=name, reduction=False, loss_passes=20) for name in ("exp", "div")]
     assert len(judged(*sites)) == 1
+
+
+def of_gradient(**changes: int) -> NonFiniteGradient:
+    values = {"first_step": 7, "passes": 1, "steps": 1, **changes}
+    return NonFiniteGradient(place=AT, function="distance", node="SqrtBackward0", operation="div", **values)
+
+
+def test_a_gradient_that_is_not_finite_names_the_operation_that_has_no_derivative() -> None:
+    evidence = run(losses=NAN, non_finite_gradients=(of_gradient(),))
+    (finding,) = NonFiniteOrigin.criterion(evidence)  # the loss that is NaN ever after has its reason
+    assert finding.severity == "error"
+    assert "the derivative of Sqrt at train.py" in finding.message
+    assert [(where.place, where.role) for where in finding.locations] == [(AT, "cause")]
+    assert [s.name for s in finding.subjects] == ["distance"]
+
+
+def test_a_gradient_that_no_step_was_taken_with_is_silent() -> None:
+    assert NonFiniteOrigin.criterion(run(non_finite_gradients=(of_gradient(steps=0),))) == []

@@ -75,7 +75,7 @@ class GradientLineage(Lineage):
 
     def _enter_arguments(self, frame: FrameType | None) -> None:
         """Follow what the engine has handed to the function of Python that runs, if one does."""
-        function = _function(frame)
+        function = function_of_engine(frame)
         self._in_function = function is not None
         for tensor in _arguments(function) if function is not None else ():
             if is_plain(tensor) and self.made(tensor) is None and not self._is_spoiled(tensor):
@@ -138,7 +138,7 @@ class GradientLineage(Lineage):
         return found
 
 
-def _function(frame: FrameType | None) -> FrameType | None:
+def function_of_engine(frame: FrameType | None) -> FrameType | None:
     """Return the frame of the function that the innermost engine has called; None: the engine itself."""
     inner = None
     while frame is not None and frame.f_code is not _ENGINE:

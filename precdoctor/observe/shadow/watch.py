@@ -22,6 +22,7 @@ from precdoctor.observe.frames import Spot, UserCode
 from precdoctor.observe.lineage.made import storage_key
 from precdoctor.observe.models import Models
 from precdoctor.observe.probe.operations import Operation, tensors_in
+from precdoctor.observe.shadow.backward import BackwardWatch
 from precdoctor.observe.shadow.digits import NARROW, DigitWatch, hurt_of, measured
 from precdoctor.observe.shadow.follow import Follower, is_parameter
 from precdoctor.observe.shadow.infinite import LARGEST, InfinityWatch, is_finite
@@ -52,6 +53,7 @@ class ShadowWatch:
         self._table = ShadowTable()
         self._marks = Marks(is_made, self._table)
         self._infinite = InfinityWatch(self._marks.is_weight)
+        self._backward = BackwardWatch(code)
         self._digits = DigitWatch(self._table)
         self._follower = Follower(self._table, self._marks, self._infinite, self._digits)
         #: forward passes, told apart by the calls of backward: the number of this one, and those looked at
@@ -76,18 +78,19 @@ class ShadowWatch:
     def after(self, operation: Operation) -> None:
         """Look at an operation."""
         kind = kind_of(operation.func)
-        if operation.backward:
-            if kind.writes:
-                self._forget(written(kind, operation.args))
-            return
-        if kind.ignored:
+        if operation.backward and kind.writes:
+            self._forget(written(kind, operation.args))
+        if kind.ignored and not operation.backward:
             self._marks.view_of(operation.args)
-            return
-        if self._is_overspent():
+        if kind.ignored or self._is_overspent():
             return
         start = time.thread_time()
         try:
-            self._look(operation, kind)
+            if operation.backward:
+                self._backward.backward(operation)
+            else:
+                self._backward.forward(operation)
+                self._look(operation, kind)
         finally:
             self._seconds += time.thread_time() - start
 
@@ -99,6 +102,7 @@ class ShadowWatch:
         for gradient in floats(gradients):
             self._arrive("gradient", [gradient], None)
             self._table.drop(storage_key(gradient))
+        self._backward.step_begins(optimizer)
         self._infinite.sweep()
         self._marks.sweep()
         self._follower.schedules.sweep()
@@ -107,11 +111,13 @@ class ShadowWatch:
         """Let go of all values."""
         self._table.clear()
         self._infinite.clear()
+        self._backward.clear()
         self._marks.clear()
         self._follower.schedules.clear()
 
     def losses(self, losses: Sequence[Tensor], step: int, place: Place | None) -> None:
         """Look at the losses that ``backward`` is about to be called on."""
+        self._backward.losses(floats(losses))
         for loss in floats(losses):
             if not self._loss[0]:
                 self._loss = (str(loss.dtype).removeprefix("torch."), place)
@@ -247,6 +253,7 @@ class ShadowWatch:
             passes=len(self._passes),
             operations=self._operations,
             non_finite=tuple(site.record(place) for site in self._infinite.sites.values()),
+            non_finite_gradients=self._backward.evidence(place),
             evaluations=len(self._evaluated),
             cancellations=tuple(s.record(place, self._evaluated) for s in digits.cancellations.values()),
             lossy_sums=tuple(site.record(place) for site in digits.lossy_sums.values()),
