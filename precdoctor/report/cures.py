@@ -19,7 +19,8 @@ TREATABLE = frozenset(
     (
         "autocast", "master-weights", "stochastic-rounding", "kahan", "float32-state", "float32-island",
         "group-lr", "reinit", "eps", "beta2", "loss-scaling", "plain-optimizer",
-        "ste", "refresh-cache", "float32-latent", "block-scale", "keep-float32", "re-tie",
+        "ste", "refresh-cache", "float32-latent", "block-scale", "stochastic-gradients",
+        "keep-float32", "re-tie",
     )
 )  # fmt: skip
 
