@@ -1,4 +1,4 @@
-"""A gradient that is not finite although the loss is: where it began, and whether a step was taken with it."""
+"""A gradient that is not finite though the loss is: where it began, and whether a step was taken with it."""
 
 from __future__ import annotations
 
