@@ -58,7 +58,8 @@ def render(report: Report) -> str:
         byte_count=words.byte_count,
         reason=reason,
     )
-    script = (_TEMPLATES / "report.js").read_text(encoding="utf-8")
+    name = "report.js" if report.evidence.contents is None else "tensors.js"
+    script = (_TEMPLATES / name).read_text(encoding="utf-8")
     return environment.get_template("report.html").render(
         **_content(report),
         style=Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8")),

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+import precdoctor
 from precdoctor.report import Report
 from tests.report import builders, tried
 
@@ -49,6 +51,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "many": builders.many(5000, 20),
         "healthy": builders.healthy(),
         "treated": tried.treated(),
+        "checkpoints": compared(folder),
     }
     addresses = {}
     for name, report in reports.items():
@@ -56,6 +59,16 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         report.to_html(path)
         addresses[name] = path.as_uri()
     return addresses
+
+
+def compared(folder: Path) -> Report:
+    """Return the report on two checkpoints of a model of which one norm in ten never moved."""
+    weights = {f"layers.{i}.weight": torch.randn(8, 8 + i) for i in range(12)}
+    norms = {f"layers.{i}.norm.weight": torch.ones(8, dtype=torch.bfloat16) for i in range(12)}
+    torch.save({**weights, **norms}, folder / "before.pt")
+    moved = {name: weight * (1 + 2.0**-20 * i) for i, (name, weight) in enumerate(weights.items(), 1)}
+    torch.save({**moved, **norms}, folder / "after.pt")
+    return precdoctor.diff(folder / "before.pt", folder / "after.pt")
 
 
 def rows(browser: Any) -> list[str]:
@@ -83,7 +96,7 @@ def requested(browser: Any) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("name", ["ill", "many", "healthy", "treated"])
+@pytest.mark.parametrize("name", ["ill", "many", "healthy", "treated", "checkpoints"])
 def test_the_page_loads_without_errors_and_without_a_network(
     browser: Any, pages: dict[str, str], name: str
 ) -> None:
@@ -240,3 +253,39 @@ def test_the_summary_of_a_healthy_run_is_its_heading(browser: Any, pages: dict[s
     browser.get(pages["healthy"])
     assert browser.find_element("tag name", "h1").text == builders.healthy().diagnosis.summary
     assert browser.find_elements("id", "findings") == []
+
+
+def tensors(browser: Any) -> list[list[str]]:
+    return list(
+        browser.execute_script(
+            "return [...document.querySelectorAll('#tensor-table tbody tr')].filter(tr => !tr.hidden)"
+            ".map(tr => [...tr.cells].map(cell => cell.textContent.trim()))"
+        )
+    )
+
+
+def test_tensors_of_checkpoints_are_searched(browser: Any, pages: dict[str, str]) -> None:
+    browser.get(pages["checkpoints"])
+    assert len(tensors(browser)) == 24
+    field, shown = browser.find_element("id", "tensor-search"), browser.find_element("id", "tensor-shown")
+    field.send_keys("layers.3. bfloat16")
+    assert [row[0] for row in tensors(browser)] == ["layers.3.norm.weight"]
+    assert shown.text == "1 of 24 shown"
+    field.clear()
+    field.send_keys(" ")
+    browser.find_element("id", "tensor-ill-only").click()
+    assert {row[1] for row in tensors(browser)} == {"bfloat16"}
+    assert "PD701" in tensors(browser)[0][-1]
+
+
+def test_tensors_of_checkpoints_are_sorted_as_numbers(browser: Any, pages: dict[str, str]) -> None:
+    browser.get(pages["checkpoints"])
+    headers = browser.find_elements("css selector", "#tensor-table thead th")
+    column = next(i for i, header in enumerate(headers) if header.text.startswith("elements"))
+    button = headers[column].find_element("tag name", "button")
+    button.click()
+    sizes = [int(row[column].replace(",", "")) for row in tensors(browser)]
+    assert sizes == sorted(sizes)
+    assert headers[column].get_attribute("aria-sort") == "ascending"
+    button.click()
+    assert [int(row[column].replace(",", "")) for row in tensors(browser)] == sorted(sizes, reverse=True)
