@@ -12,13 +12,13 @@ from precdoctor.rules.quantized import (
     Quantized,
     by_quantizer,
     elements,
+    gradient_finding,
     gradient_quantizers,
     named_shape,
     quantized,
     quantizer_locations,
     who,
 )
-from precdoctor.rules.reading import locations
 from precdoctor.rules.rule import Rule
 from precdoctor.rules.saturated_quantizer import FLUSHED, follows_amax, is_flushed
 from precdoctor.rules.stale_quantized_weight import is_stale
@@ -172,33 +172,13 @@ class QuantizationNoise(Rule):
     @classmethod
     def _gradients(cls, members: list[GradientQuantizer]) -> Finding:
         worst = max(members, key=lambda i: i.bias or 0.0)
-        return Finding(
-            rule=cls.id,
-            name=cls.name,
-            severity="error",
-            subjects=(Subject(kind="op", name=worst.function or "backward"),),
-            message=(
-                f"gradients ({named_shape(worst)}) are rounded to nearest{at(worst.rounding)} and the errors "
-                f"point one way: together they are {number(worst.bias)} of the gradient's magnitudes, and "
-                f"{percent(worst.flushed_share)} of the values other than 0 are used as zero."
-            ),
-            locations=locations([worst.place], [worst.rounding]),
-            measured={
-                "bias": worst.bias,
-                "flushed_share": worst.flushed_share,
-                "projection": worst.projection,
-                "sqnr_db": worst.sqnr_db,
-                "seen": worst.seen,
-            },
-            prescriptions=ranked(
-                [
-                    (
-                        "stochastic-gradients",
-                        "round each value up or down by chance, so that the errors cancel",
-                    ),
-                ]
-            ),
+        message = (
+            f"gradients ({named_shape(worst)}) are rounded to nearest{at(worst.rounding)} and the errors point "
+            f"one way: together they are {number(worst.bias)} of the gradient's magnitudes, and "
+            f"{percent(worst.flushed_share)} of the values other than 0 are used as zero."
         )
+        cure = ("stochastic-gradients", "round each value up or down by chance, so that the errors cancel")
+        return gradient_finding(cls, worst, "error", message, cure)
 
 
 def _is_one_sided(item: GradientQuantizer) -> bool:

@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from precdoctor.evidence import Evidence, GradientQuantizer, Parameter, Place, Quantizer
-from precdoctor.rules.finding import Location
+from precdoctor.rules.finding import Finding, Location, Severity, Subject
+from precdoctor.rules.prescriptions import ranked
 from precdoctor.rules.reading import MIN_STEPS, gets_gradient, locations, optimizer_of
+from precdoctor.rules.rule import Rule
 from precdoctor.rules.wording import count, several
 
 #: share of the used values' gradient density that a straight-through estimator passes on at least
@@ -109,6 +111,29 @@ def gradient_quantizers(
 def named_shape(item: GradientQuantizer) -> str:
     """Return a gradient's shape in words: "4 x 32 x 1,024"."""
     return " x ".join(f"{size:,}" for size in item.shape)
+
+
+def gradient_finding(
+    rule: type[Rule], item: GradientQuantizer, severity: Severity, message: str, cure: tuple[str, str]
+) -> Finding:
+    """Return a finding on gradients that are rounded, with everything that was measured of them."""
+    return Finding(
+        rule=rule.id,
+        name=rule.name,
+        severity=severity,
+        subjects=(Subject(kind="op", name=item.function or "backward"),),
+        message=message,
+        locations=locations([item.place], [item.rounding]),
+        measured={
+            "projection": item.projection,
+            "bias": item.bias,
+            "sqnr_db": item.sqnr_db,
+            "flushed_share": item.flushed_share,
+            "flushed_energy": item.flushed_energy,
+            "seen": item.seen,
+        },
+        prescriptions=ranked([cure]),
+    )
 
 
 def who(items: Sequence[Quantized]) -> str:

@@ -11,6 +11,7 @@ from precdoctor.rules.quantized import (
     Quantized,
     by_quantizer,
     elements,
+    gradient_finding,
     gradient_quantizers,
     named_shape,
     quantized,
@@ -173,40 +174,20 @@ class SaturatedQuantizer(Rule):
     @classmethod
     def _gradients(cls, members: list[GradientQuantizer]) -> Finding:
         worst = max(members, key=lambda i: (i.flushed_energy, _cut_away(i)))
-        which = f"gradients ({named_shape(worst)})"
-        if worst.flushed_energy > FLUSHED:
-            what = (
+        which, flushed = f"gradients ({named_shape(worst)})", worst.flushed_energy > FLUSHED
+        if flushed:
+            message = (
                 f"{percent(worst.flushed_share)} of the values of {which} that are not 0 become zero where "
                 f"they are rounded{at(worst.rounding)}: the scale is too large, or missing."
             )
         else:
-            what = (
+            message = (
                 f"of {which} {number(worst.projection)} is left, by projection, once they are rounded"
                 f"{at(worst.rounding)}: the largest values lie beyond the last code. Stochastic rounding "
                 "does not change that."
             )
-        return Finding(
-            rule=cls.id,
-            name=cls.name,
-            severity="error" if worst.flushed_energy > FLUSHED else "warning",
-            subjects=(Subject(kind="op", name=worst.function or "backward"),),
-            message=what,
-            locations=locations([worst.place], [worst.rounding]),
-            measured={
-                "projection": worst.projection,
-                "flushed_energy": worst.flushed_energy,
-                "sqnr_db": worst.sqnr_db,
-                "seen": worst.seen,
-            },
-            prescriptions=ranked(
-                [
-                    (
-                        "update-amax",
-                        "give the largest magnitude the last code: follow it, and round its scale up",
-                    )
-                ]
-            ),
-        )
+        cure = ("update-amax", "give the largest magnitude the last code: follow it, and round its scale up")
+        return gradient_finding(cls, worst, "error" if flushed else "warning", message, cure)
 
 
 def _misses_scale(item: GradientQuantizer) -> bool:
