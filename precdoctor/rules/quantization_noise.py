@@ -173,7 +173,7 @@ class QuantizationNoise(Rule):
     def _gradients(cls, members: list[GradientQuantizer]) -> Finding:
         worst = max(members, key=lambda i: i.bias or 0.0)
         message = (
-            f"gradients ({named_shape(worst)}) are rounded to nearest{at(worst.rounding)} and the errors "
+            f"Gradients ({named_shape(worst)}) are rounded to nearest{at(worst.rounding)} and the errors "
             f"point one way: together they are {number(worst.bias)} of the gradient's magnitudes, and "
             f"{percent(worst.flushed_share)} of the values other than 0 are used as zero."
         )

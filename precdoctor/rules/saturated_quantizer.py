@@ -182,7 +182,7 @@ class SaturatedQuantizer(Rule):
             )
         else:
             message = (
-                f"of {which} {number(worst.projection)} is left, by projection, once they are rounded"
+                f"Of {which} {number(worst.projection)} is left, by projection, once they are rounded"
                 f"{at(worst.rounding)}: the largest values lie beyond the last code. Stochastic rounding "
                 "does not change that."
             )

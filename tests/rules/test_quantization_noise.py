@@ -96,7 +96,7 @@ def one_sided(**changes: Any) -> Evidence:
 def test_finds_rounding_of_gradients_that_points_one_way() -> None:
     (finding,) = judge(one_sided())
     assert (finding.severity, [(s.kind, s.name) for s in finding.subjects]) == ("error", [("op", "quantize")])
-    assert "gradients (4 x 32 x 1,024) are rounded to nearest at layers.py:40" in finding.message
+    assert "Gradients (4 x 32 x 1,024) are rounded to nearest at layers.py:40" in finding.message
     assert "together they are 0.49 of the gradient's magnitudes" in finding.message
     assert [(where.place.line, where.role) for where in finding.locations] == [(60, "cause"), (40, "site")]
     assert [p.remedy for p in finding.prescriptions] == ["stochastic-gradients"]
