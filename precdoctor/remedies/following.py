@@ -21,7 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from precdoctor.observe.frames import UserCode
 from precdoctor.observe.lineage.gradients import GradientLineage
-from precdoctor.observe.lineage.lineage import Lineage, is_float8
+from precdoctor.observe.lineage.kinds import is_float8
+from precdoctor.observe.lineage.lineage import Lineage
 from precdoctor.observe.lineage.made import CannotRemake, Made, Root, remade
 from precdoctor.observe.probe.operations import Operation
 from precdoctor.observe.watch import is_plain

@@ -18,42 +18,23 @@ import torch
 from torch import Tensor
 
 from precdoctor.observe.frames import Spot, UserCode
+from precdoctor.observe.lineage.kinds import (
+    ADDS,
+    JOINS,
+    NARROW,
+    SAME,
+    TEMPLATES,
+    USES,
+    draws,
+    is_grid,
+    rounds,
+)
 from precdoctor.observe.lineage.made import Entry, Made, Memory, Ref, Root, Values, recipe, storage_key
 from precdoctor.observe.probe.operations import Operation, tensors_in
 from precdoctor.observe.watch import is_plain
 
-#: operations that bring parameters and data together
-_USES_TEXT = """
-mm addmm bmm baddbmm linear mv addmv dot vdot addr addbmm bilinear _trilinear _scaled_mm _int_mm _grouped_mm
-_weight_int4pack_mm _weight_int8pack_mm convolution _convolution conv1d conv2d conv3d mkldnn_convolution
-embedding embedding_bag _embedding_bag _embedding_bag_forward_only rms_norm _fused_rms_norm native_layer_norm
-native_group_norm native_batch_norm cudnn_batch_norm miopen_batch_norm _native_batch_norm_legit
-_native_batch_norm_legit_no_training _batch_norm_with_update prelu _prelu_kernel lstm gru rnn_tanh rnn_relu
-lstm_cell gru_cell _thnn_fused_lstm_cell _thnn_fused_gru_cell
-"""
-_USES = frozenset(f"aten::{name}" for name in _USES_TEXT.split())
-#: operations whose floating-point results lie on a grid
-_ROUNDS = frozenset(
-    f"aten::{name}{suffix}"
-    for name in ("round", "floor", "ceil", "trunc", "fix", "sign", "sgn", "heaviside", "floor_divide")
-    for suffix in ("", "_")
-)
-#: quantization and its reverse in one operation
-_FAKE = "fake_quantize_per_"
-_GRIDS = ("quantize_per_tensor", "quantize_per_channel", "fused_moving_avg_obs_f", _FAKE)
-#: their results take nothing but shape and format from the argument
-_TEMPLATES_TEXT = """
-zeros_like ones_like empty_like full_like rand_like randn_like randint_like
-new_zeros new_ones new_empty new_full new_empty_strided
-"""
-_TEMPLATES = frozenset(f"aten::{name}" for name in _TEMPLATES_TEXT.split())
-_ADDS = {"aten::add": 1.0, "aten::add_": 1.0, "aten::sub": -1.0, "aten::sub_": -1.0}
-_JOINS = ("aten::cat", "aten::stack")
-_SAME = frozenset(("aten::clone", "aten::alias", "aten::contiguous", "aten::_to_copy", "aten::copy_"))
 #: what calls the forward of a custom autograd function
 _APPLY = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
-_NARROW = (torch.float16, torch.bfloat16)
-_FLOAT8 = tuple(dtype for name in dir(torch) if name.startswith("float8") and (dtype := getattr(torch, name)))
 
 
 @dataclass(slots=True)
@@ -129,11 +110,11 @@ class Lineage:
         if not any(k is not None for k in known):
             if any(data):
                 self._mark_data(operation, inputs)
-            elif _draws(operation) or any(storage_key(t) in self._noise for t in inputs):
+            elif draws(operation) or any(storage_key(t) in self._noise for t in inputs):
                 self._noise.update({storage_key(t): Memory(t) for t in operation.outputs if is_plain(t)})
             return
         name = operation.name
-        if name in _USES or self._meets_data(operation, inputs, known, data):
+        if name in USES or self._meets_data(operation, inputs, known, data):
             for tensor, what in zip(inputs, known, strict=True):
                 if what is not None:
                     self._use(operation, tensor, what)
@@ -252,14 +233,14 @@ class Lineage:
             if key in sources and not (target is not None and tensor is target):
                 continue  # a view
             written = target is not None and tensor is target
-            alone = name in _TEMPLATES or (written and len(inputs) == 1 and key not in self._roots)
-            if alone and _draws(operation):  # nothing is left of the weight but its shape
+            alone = name in TEMPLATES or (written and len(inputs) == 1 and key not in self._roots)
+            if alone and draws(operation):  # nothing is left of the weight but its shape
                 self._made.pop(key, None)
                 self._noise[key] = Memory(tensor)
                 continue
             if (written or tensor is filled) and key in self._roots:
                 noise = len(inputs) > 1 and all(storage_key(t) in self._noise for t in inputs[1:])
-                self._roots[key].drawn |= noise or _draws(operation)
+                self._roots[key].drawn |= noise or draws(operation)
                 self._roots[key].loaded |= len(inputs) > 1 and not noise
                 self._rewritten(operation, self._roots[key], known[1:])
                 continue
@@ -268,7 +249,7 @@ class Lineage:
             made = self._record(operation, name, tensor, None if written else index, inputs, known)
             self._made[key] = made
             self._data.pop(key, None)
-            if made.values == "rounded" and _rounds(name, tensor):
+            if made.values == "rounded" and rounds(name, tensor):
                 self._on_rounding(made, tensor)
 
     def _rewritten(self, operation: Operation, root: Root, sources: list[Made | Root | None]) -> None:
@@ -307,32 +288,32 @@ class Lineage:
         )
         if made.entry is None or any(isinstance(k, Root) for k in parents):
             made.entry = self._entry(operation, inputs, known) or made.entry
-        if name in _ADDS and operation.kwargs.get("alpha", 1) == 1:
-            made.terms = _sum(known, inputs, _ADDS[name])
-        elif name in _SAME and len(parents) == 1 and not (_is_grid(tensor) or tensor.dtype in _NARROW):
+        if name in ADDS and operation.kwargs.get("alpha", 1) == 1:
+            made.terms = _sum(known, inputs, ADDS[name])
+        elif name in SAME and len(parents) == 1 and not (is_grid(tensor) or tensor.dtype in NARROW):
             made.terms = _terms(parents[0])
         else:
             made.terms = self._terms_of_alike(operation, made)
         spans = [
             k.span if isinstance(k, Made) else t.numel() for t, k in zip(inputs, known, strict=True) if k
         ]
-        made.span = sum(spans) if name in _JOINS else max(spans)
+        made.span = sum(spans) if name in JOINS else max(spans)
         made.values = self._values(name, inputs, tensor, made, known)
         if made.values == "rounded":
             self._inherit(made, made_parents)
             fresh = any(isinstance(k, Root) or k.values == "continuous" for k in parents)
-            if fresh and _rounds(name, tensor):
+            if fresh and rounds(name, tensor):
                 made.rounded = made
                 made.spot = self._code.innermost(operation.frame)[0]
         noise = any(storage_key(t) in self._noise for t in inputs)
-        made.random = noise or _draws(operation) or any(k.random for k in made_parents)
+        made.random = noise or draws(operation) or any(k.random for k in made_parents)
         narrow = next((k.narrow for k in made_parents if k.narrow is not None), None)
-        made.narrow = tensor.dtype if tensor.dtype in _NARROW else narrow
+        made.narrow = tensor.dtype if tensor.dtype in NARROW else narrow
         return made
 
     def _terms_of_alike(self, operation: Operation, made: Made) -> dict[Made | Root, float]:
         """Return a tensor that was made in this step in the same way: w / s, written twice."""
-        how = recipe(made) if made.output is not None and not _draws(operation) else None
+        how = recipe(made) if made.output is not None and not draws(operation) else None
         known = self._alike.setdefault(how, made) if how is not None else made
         return {} if known is made else _terms(known)
 
@@ -345,13 +326,13 @@ class Lineage:
         known: list[Made | Root | None],
     ) -> Values:
         """Return what the elements are; see `Values`."""
-        if name in _TEMPLATES:
+        if name in TEMPLATES:
             return "scale"
         if len(made.terms) == 1:
             single, factor = next(iter(made.terms.items()))
             if factor == 1:
                 values = single.values if isinstance(single, Made) else "continuous"
-                return "rounded" if values == "continuous" and _is_grid(tensor) else values
+                return "rounded" if values == "continuous" and is_grid(tensor) else values
         if tensor.numel() < made.span // 2:
             return "scale"
         kinds = {
@@ -359,7 +340,7 @@ class Lineage:
             for t, k in zip(inputs, known, strict=True)
             if k is not None
         }
-        if _rounds(name, tensor) and kinds != {"scale"}:
+        if rounds(name, tensor) and kinds != {"scale"}:
             return "rounded"
         if "continuous" in kinds:
             return "continuous"
@@ -429,33 +410,10 @@ def _is_followed(tensor: Tensor) -> bool:
     return is_plain(tensor) or (type(tensor) is Tensor and tensor.is_quantized)
 
 
-def _draws(operation: Operation) -> bool:
-    """Tell whether an operation draws random numbers."""
-    return torch.Tag.nondeterministic_seeded in getattr(operation.func, "tags", ())
-
-
 def _is_coarser(made: Made) -> bool:
     """Tell whether a tensor has a coarser resolution than the parameter it was made from."""
-    narrower = made.narrow is not None and all(r.dtype not in _NARROW for r in made.roots)
+    narrower = made.narrow is not None and all(r.dtype not in NARROW for r in made.roots)
     return made.values == "rounded" or narrower
-
-
-def is_float8(tensor: Tensor) -> bool:
-    """Tell whether a tensor's format is one of 8 bits."""
-    return tensor.dtype in _FLOAT8
-
-
-def _is_grid(tensor: Tensor) -> bool:
-    return not tensor.is_floating_point() or is_float8(tensor)
-
-
-def _rounds(name: str, tensor: Tensor) -> bool:
-    if name in _ROUNDS or _is_grid(tensor):
-        return True
-    space, _, operation = name.partition("::")
-    return operation.lstrip("_").startswith(_GRIDS) or (
-        space not in ("aten", "prims", "") and "quant" in operation
-    )
 
 
 def _terms(what: Made | Root) -> dict[Made | Root, float]:
