@@ -22,6 +22,9 @@ from precdoctor.rules.wording import at, count, number, percent
 
 #: share of the sum that is missing from which a warning and an error are due: metrics are read to two digits
 WARNING_SHARE, ERROR_SHARE = 0.05, 0.2
+#: additions, all of them lost, from which a sum stands still; and steps to the next value of the format that
+#: must be missing, so that the same in float32 would have left
+STANDING_UPDATES, STANDING_ULPS = 8, 2.0
 
 
 class SwampedSum(Rule):
@@ -42,7 +45,9 @@ class SwampedSum(Rule):
 
     What was added is summed in float64 beside what is stored, while operations are seen; between, the value
     is read, and additions that have not changed it count as lost, each as large as the last ones seen. A
-    warning where 5 % or more of the sum are missing, an error from 20 % on. The share speaks of the sum or of
+    warning where 5 % or more of the sum are missing, an error from 20 % on; a warning, too, where all
+    additions, at least 8, were lost and two ulps or more are missing: a bias, a price or a threshold that is
+    meant to move and never has. The share speaks of the sum or of
     the root of the sum of squares of what was added, whichever is larger, so that sums around zero are no
     alarm.
 
@@ -71,7 +76,8 @@ class SwampedSum(Rule):
         """Return one finding per line that adds to a sum."""
         found = []
         for record in evidence.accumulations:
-            fmt, severity = format_named(record.format), sum_severity(record)
+            fmt = format_named(record.format)
+            severity = sum_severity(record) or ("warning" if _stands_still(record, fmt) else None)
             if (
                 record.kind == "sum"
                 and not (record.counts or record.compensated)
@@ -106,6 +112,14 @@ class SwampedSum(Rule):
                 ]
             ),
         )
+
+
+def _stands_still(record: Accumulation, fmt: Format | None) -> bool:
+    """Tell whether nothing that was added has arrived, although it would have moved the sum."""
+    if fmt is None or record.lost_share < 1.0 or record.updates < STANDING_UPDATES or not record.value:
+        return False
+    ulp = 2 * half_ulp(fmt, record.value, 1.0)
+    return abs(record.missing) >= STANDING_ULPS * ulp
 
 
 def sum_severity(record: Accumulation) -> Severity | None:

@@ -38,3 +38,21 @@ def test_the_missing_share_decides(missing: float, severities: list[str]) -> Non
 )
 def test_is_silent_where_it_is_another_matter_or_none(changes: dict[str, Any]) -> None:
     assert SwampedSum.criterion(build.evidence(accumulations=(record(**changes),))) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({}, True),
+        ({"missing": -0.04}, True),
+        ({"missing": 0.03}, False),  # two ulps at 2.0 are 0.03125
+        ({"lost_share": 0.99}, False),
+        ({"updates": 7}, False),
+    ],
+)
+def test_what_has_never_moved_is_found_however_little_is_missing(
+    changes: dict[str, Any], found: bool
+) -> None:
+    values = {"value": 2.0, "increment": 0.002, "missing": 0.04, "lost_share": 1.0, "updates": 8, **changes}
+    severities = [f.severity for f in SwampedSum.criterion(build.evidence(accumulations=(record(**values),)))]
+    assert severities == ["warning"] * found

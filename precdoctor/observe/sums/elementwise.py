@@ -6,6 +6,7 @@ of one shape agree whatever their layout.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -31,6 +32,9 @@ _SCALAR = {
     "copy": "",
     "clone": "",
     "to_copy": "",
+    "clamp": "",
+    "clamp_min": "",
+    "clamp_max": "",
 }
 
 
@@ -113,8 +117,23 @@ def _call(kind: Kind, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -
         return Call(op, kind.in_place, args[:1], 1.0, out)
     if op == "copy":
         return Call(op, kind.in_place, args[1:2], 1.0, out)
+    if op.startswith("clamp"):
+        bounds = _bounds(op, args, kwargs)
+        return (
+            None
+            if any(isinstance(b, Tensor) for b in bounds)
+            else Call(op, kind.in_place, args[:1], bounds, out)
+        )
     factor = kwargs.get("alpha", args[2] if len(args) > 2 else 1.0)
     return Call(op, kind.in_place, args[:2], factor, out)
+
+
+def _bounds(op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    """Return the lower and the upper bound of a clamp, infinite where there is none."""
+    names = {"clamp": ("min", "max"), "clamp_min": ("min",), "clamp_max": ("max",)}[op]
+    given = {**kwargs, **dict(zip(names, args[1:], strict=False))}
+    low, high = given.get("min"), given.get("max")
+    return (-math.inf if low is None else low), (math.inf if high is None else high)
 
 
 def exact(op: str, values: list[Any], factor: Any) -> Any:
@@ -138,6 +157,10 @@ def exact(op: str, values: list[Any], factor: Any) -> Any:
             return values[0] + factor * values[1] * values[2]
         case "addcdiv":
             return values[0] + factor * values[1] / values[2]
+        case "clamp" | "clamp_min" | "clamp_max":
+            low, high = factor
+            value = values[0]
+            return value.clamp(low, high) if isinstance(value, Tensor) else min(max(value, low), high)
         case _:
             return values[0]
 
@@ -157,7 +180,7 @@ def scattered(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tenso
 
 def slopes(op: str, values: list[Any], factor: Any) -> list[float]:
     """Return by how much a result changes with each of the operands; NaN where that differs by element."""
-    number = _number(factor)
+    number = _number(factor)  # of a clamp NaN, and not asked for
     match op:
         case "add":
             return [1.0, number]

@@ -52,7 +52,7 @@ class Rows:
         entry = values.enter(out, values.exactly(call, samples), values.sample(out))
         for index, source in known.items():
             entry.take({source: slopes[index]})
-        entry.key = (*self._instruction(operation.frame), call.op)
+        entry.key = (*self.instruction(operation.frame), call.op)
         entry.merged = any(v.merged for v in known.values()) or any(map(self._is_trained, tensors))
         if (out.dtype in LOW or single) and not self._link(operation, call, entry, known) and entry.merged:
             self._merge(operation, call, entry)
@@ -74,7 +74,7 @@ class Rows:
     def _is_trained(self, tensor: Tensor) -> bool:
         return tensor.is_floating_point() and is_plain(tensor) and self._book.marks.is_weights(tensor)
 
-    def _instruction(self, frame: FrameType | None) -> tuple[Any, ...]:
+    def instruction(self, frame: FrameType | None) -> tuple[Any, ...]:
         """Return what tells the call that runs an operation from others on its line."""
         user = frame
         while user is not None and not self._book.code.is_user(user.f_code.co_filename):
@@ -102,7 +102,7 @@ class Rows:
             slot = book.open(operation, call, call.out, previous.actual, in_place=False)
             if slot is None:
                 return True
-        index = next((i for i, v in known.items() if v is previous), None)
+        index = next((i for i, v in known.items() if v is previous or previous in v.terms), None)
         if index is not None:
             self._adders[entry.key] = index
         book.note_sources(slot, previous, tuple(v for i, v in enumerate(call.operands) if i != index))

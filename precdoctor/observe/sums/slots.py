@@ -10,6 +10,7 @@ import math
 import weakref
 from collections import deque
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -105,6 +106,8 @@ class Slot:
     followed: bool = True
     #: it was set to another value since the last write
     overwritten: bool = False
+    #: the instruction that has scaled it since something was added
+    scaled_by: tuple[Any, ...] | None = None
 
     @classmethod
     def of(cls, tensor: Tensor, now: Tensor, *, in_place: bool, step: int, period: int) -> Slot:
@@ -288,7 +291,7 @@ class Slot:
         self.error = self.missing = torch.zeros_like(now)
         self.added, self.begun = now.square().sum(), now != 0
         self.standing, self.doubt = torch.zeros_like(self.standing), torch.zeros_like(self.doubt)
-        self.slope, self.fresh, self.followed = 1.0, 0, False
+        self.slope, self.fresh, self.followed, self.scaled_by = 1.0, 0, False, None
 
     def continues(self, other: Slot, step: int) -> None:
         """Take over from a value that was last seen before the probe slept, where it has not changed."""

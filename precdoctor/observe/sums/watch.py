@@ -28,7 +28,7 @@ from precdoctor.observe.watch import is_plain
 #: operations that set a tensor to another value
 _SETS = ("aten::zero_", "aten::fill_", "aten::_foreach_zero_")
 #: operations that bring nothing new: after them an update is not complete
-_SCALINGS = ("mul", "div", "neg", "clone", "to_copy")
+_SCALINGS = ("mul", "div", "neg", "clone", "to_copy", "clamp", "clamp_min", "clamp_max")
 _NORMS = frozenset(
     f"aten::{name}"
     for name in ("native_batch_norm", "_native_batch_norm_legit", "cudnn_batch_norm", "miopen_batch_norm")
@@ -220,7 +220,10 @@ class AccumulationWatch:
             slot = book.open(operation, call, target, value.actual, in_place=True)
             if slot is None:
                 return
-        commit = call.op not in _SCALINGS
+        scaling = self._rows.instruction(operation.frame) if call.op in ("mul", "div") else None
+        # scaled once more by the same instruction, and nothing added in between: it decays
+        commit = call.op not in _SCALINGS or (scaling is not None and scaling == slot.scaled_by)
+        slot.scaled_by = scaling
         if commit:
             book.note_sources(slot, value, call.operands[0 if call.op == "copy" else 1 :])
             slot.merges |= book.persists(value, operation.step)

@@ -61,6 +61,44 @@ def test_a_sum_agrees_with_the_slow_twin(increments: list[float], in_place: bool
     assert record.lost_share == pytest.approx(lost / len(increments), abs=0.01)
 
 
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_bound_between_additions_hides_no_sum(in_place: bool) -> None:
+    price = torch.tensor(2.0, dtype=BF16)
+
+    def epoch(step: int) -> None:
+        nonlocal price
+        for _ in range(40 if step == 0 else 0):
+            if in_place:
+                price.add_(0.002).clamp_(min=0)
+            else:
+                price = (price + 0.002).clamp(min=0.0, max=5.0)
+
+    record = only(watched(epoch), "sum")
+    assert (float(price), record.value, record.lost_share) == (2.0, 2.0, 1.0)
+    assert record.missing == pytest.approx(0.08, abs=0.004)
+
+
+def test_a_value_that_is_only_scaled_is_an_average_of_nothing() -> None:
+    slow, fast = torch.tensor(2.0, dtype=BF16), torch.tensor(2.0, dtype=BF16)
+
+    def work(_: int) -> None:
+        for _ in range(10):
+            slow.mul_(0.9985)
+        for _ in range(10):
+            fast.mul_(0.9)
+
+    lost, kept = (a for a in watched(work) if a.kind == "average")
+    assert (float(slow), lost.lost_share, lost.edq) == (2.0, 1.0, 0.0)
+    assert lost.decay == pytest.approx(0.9985, rel=1e-4)
+    assert kept.edq == pytest.approx(1.0, abs=0.05)
+
+
+def test_a_value_that_is_scaled_and_added_to_is_one_update() -> None:
+    average = torch.ones(64, dtype=BF16)
+    record = only(watched(lambda _: average.mul_(0.9).add_(torch.full((64,), 0.3))), "average")
+    assert record.updates == 2  # the probe sleeps after the third step
+
+
 def test_knows_the_lines_that_made_a_sum_and_add_to_it() -> None:
     class Sums:
         def __init__(self) -> None:
