@@ -10,7 +10,8 @@ from precdoctor.evidence import Evidence
 from precdoctor.rules.catalogue import CATALOGUE
 from precdoctor.rules.checkpoint_signs import checkpoint_signs, summary
 from precdoctor.rules.finding import SEVERITIES, Diagnosis, Finding, VitalSign
-from precdoctor.rules.vital_signs import gradients_flowed, vital_signs, was_stepped
+from precdoctor.rules.reading import stepped
+from precdoctor.rules.vital_signs import SURVIVAL, gradients_flowed, vital_signs, was_stepped
 from precdoctor.rules.wording import at, count
 
 
@@ -61,6 +62,10 @@ def _verdict(
     ill = [s for s in signs if s.status == "ill"]
     if ill:
         return "unknown", f"No rule names an illness, but a vital sign is bad: {ill[0].name}: {ill[0].text}."
+    survival = next(s for s in signs if s.name == SURVIVAL)
+    # the question that matters most: not seen is not healthy
+    if survival.status == "unknown" and any(item.is_low for item in stepped(evidence)):
+        return "unknown", f"No illness was found, but not whether {SURVIVAL}: {survival.text}."
     steps = evidence.run.steps
     return "healthy", f"No precision illness in {count(steps, 'optimizer step')}."
 

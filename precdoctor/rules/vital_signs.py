@@ -11,15 +11,19 @@ from precdoctor.evidence import Evidence
 from precdoctor.rules.descent import MIN_RELATIVE_RMS, quality
 from precdoctor.rules.finding import Finding, VitalSign
 from precdoctor.rules.gradients import without_gradient
-from precdoctor.rules.reading import gets_gradient, stepped
+from precdoctor.rules.reading import Stepped, gets_gradient, stepped
 from precdoctor.rules.wording import count, number, several, short_type
 
 #: update over weight (rms per step, median over the parameters) beyond which a step replaces the weights
 #: instead of changing them
 MAX_RELATIVE_RMS = 1.0
+#: share of the trained elements whose updates have to be known
+MIN_KNOWN_SHARE = 0.1
 #: loss scale below which scaling no longer scales up: torch's GradScaler starts at 65,536
 MIN_LOSS_SCALE = 1.0
 
+#: the sign without which no run is called healthy
+SURVIVAL = "updates survive the weight's format"
 _NO_STEP = "no optimizer step was seen"
 
 
@@ -99,14 +103,19 @@ def _learning_rate(evidence: Evidence) -> VitalSign:
     if rates and max(rates) == 0:
         return _ill(name, "it was 0 at every observed step")
     # parameters that start at zero have no relative update
-    relative = [
-        i.updates.relative_rms
-        for i in stepped(evidence)
+    items = stepped(evidence)
+    known = [
+        i
+        for i in items
         if i.updates.intended and math.isfinite(i.updates.relative_rms) and i.updates.relative_rms > 0
     ]
-    if not relative:
+    if not known:
         return _unknown(name, "the intended updates are not known")
-    middle = median(relative)
+    if _elements(known) < MIN_KNOWN_SHARE * _elements(items):
+        return _unknown(
+            name, f"the intended updates are known of {len(known)} of {len(items)} parameters only"
+        )
+    middle = median(i.updates.relative_rms for i in known)
     text = f"the median parameter is meant to change by {number(middle)} of itself per step"
     if rates:
         low, high = number(min(rates)), number(max(rates))
@@ -118,8 +127,12 @@ def _learning_rate(evidence: Evidence) -> VitalSign:
     return _ok(name, text)
 
 
+def _elements(items: Sequence[Stepped]) -> int:
+    return sum(math.prod(i.parameter.shape) for i in items)
+
+
 def _updates(evidence: Evidence, grave: Sequence[Finding]) -> VitalSign:
-    name = "updates survive the weight's format"
+    name = SURVIVAL
     ill = _named(grave, ("PD101", "PD102", "PD103", "PD104", "PD105", "PD106"))
     if ill:
         return _ill(name, ill)

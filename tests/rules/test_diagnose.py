@@ -88,6 +88,14 @@ def test_the_learning_rate_is_judged_by_what_a_step_does(rms: float, status: str
     assert signs(given)["the learning rate is in range"] == status
 
 
+@pytest.mark.parametrize(("numel", "status"), [(9, "ok"), (11, "unknown")])
+def test_a_small_part_of_the_weights_does_not_speak_for_the_rest(numel: int, status: str) -> None:
+    unknown = parameter(
+        "embedding.weight", shape=(numel - 1,), updates=Updates(replay="none", why_not="sparse")
+    )
+    assert signs(evidence(parameter("bias", shape=(1,)), unknown))["the learning rate is in range"] == status
+
+
 def test_a_learning_rate_of_zero_is_ill() -> None:
     still = evidence(parameter(), optimizers=(optimizer(groups=(group(lr_max=0.0),)),))
     assert signs(still)["the learning rate is in range"] == "ill"
@@ -106,6 +114,9 @@ def test_float32_weights_survive_whatever_they_lose() -> None:
 def test_updates_that_were_not_replayed_are_unknown() -> None:
     given = evidence(parameter(updates=Updates(replay="none", why_not="no lr")))
     assert signs(given)["updates survive the weight's format"] == "unknown"
+    diagnosis = diagnose(given)
+    assert diagnosis.verdict == "unknown"
+    assert "but not whether updates survive the weight's format" in diagnosis.summary
 
 
 @pytest.mark.parametrize(
