@@ -15,7 +15,7 @@ from torch import Tensor
 
 from precdoctor.evidence import Binades, Decay, Histogram, WindowedEdq
 from precdoctor.formats import Format
-from precdoctor.numerics import BINADE_BINS, LOWEST_BINADE, binade_index, headroom_bits
+from precdoctor.numerics import BINADE_BINS, LOWEST_BINADE, binade_index, headroom_bits, round_to
 
 #: update sums are compared over these many observed steps (0 = the whole run is kept apart)
 WINDOWS = (4, 16)
@@ -199,24 +199,23 @@ class Ledger:
         return share, WindowedEdq(window=1, edq=ratio[0], low=ratio[1], high=ratio[2])
 
     def net_edq(self, index: int) -> float | None:
-        """Return stored travel against the shadow's last value; None when the travel is too short.
+        """Return stored travel against that of the shadow's last value, rounded once; None for a short one.
 
         For an optimizer that carries what rounding lost: its replayed update already contains the
-        remainder of all earlier steps, so only the last one may be counted.
+        remainder of all earlier steps, so only the last one may be counted. Rounding the exact value once
+        leaves less than all of a travel of an ulp or two: that much is no loss.
         """
         if self.first is None:
             return None
         part, _ = self._part(index)
         meant = (self.before - self.first)[part].double() + self.last_u[part].double()
-        stored = (self.after - self.first)[part].double()
-        power = float(meant.square().sum())
+        stored, first = (self.after - self.first)[part].double(), self.first[part].double()
+        rounded = round_to(first + meant, self.fmt) - first
         weight = self.before[part].double().abs()
-        if (
-            power == 0
-            or float((meant.abs() * 2 / (weight * self.fmt.eps + 1e-300) > 1).double().mean()) < 0.25
-        ):
+        if float((meant.abs() * 2 / (weight * self.fmt.eps + 1e-300) > 1).double().mean()) < 0.25:
             return None
-        return float((stored * meant).sum()) / power
+        arrives = float((rounded * meant).sum())
+        return float((stored * meant).sum()) / arrives if arrives > 0 else None
 
     def weight_decay(self, index: int, steps: int, per_step: float) -> Decay | None:
         """Return how much of the intended decay changes the stored result."""
