@@ -62,17 +62,17 @@ def test_carried_remainders_are_judged_by_net_displacement() -> None:
 
 @pytest.mark.parametrize(("carries", "edq"), [(True, 1.0), (False, 0.0)])
 def test_a_short_travel_is_judged_by_what_rounding_it_once_would_leave(carries: bool, edq: float) -> None:
-    """Of travels of 0.1 to 0.65 ulp most round away, whatever carries them."""
+    """Of travels around half an ulp most round away, whatever carries them."""
     ledger = Ledger([Segment(0, 64, 1)], BFLOAT16, torch.float32, torch.device("cpu"))
     first, weight, remainder = torch.ones(64), torch.ones(64), torch.zeros(64)
-    update = torch.linspace(0.1, 0.65, 64) * 2**-7 / 20
+    update = torch.tensor([0.45] * 47 + [0.55] * 17) * 2**-7 / 20
     for _ in range(20):
         meant = remainder + update
         after = (weight + meant).bfloat16().float() if carries else weight
         ledger.add(weight.clone(), after.clone(), meant.double(), 0.0)
         remainder, weight = meant - (after - weight), after
     travel = ((weight - first) * 20 * update).sum() / (20 * update).square().sum()
-    assert float(travel) < 0.8  # not what there is to complain of
+    assert float(travel) < 0.7  # rounding alone leaves no more
     assert ledger.net_edq(0) == pytest.approx(edq, abs=1e-4)
 
 
