@@ -95,7 +95,7 @@ class Quantizer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataQuantizer:
-    """A clamp and a rounding of data in a module's forward pass: the range of an activation quantizer."""
+    """A clamp and a rounding of data in a module's forward pass, or a cast to 8 bits: that of activations."""
 
     #: qualified name of the module; empty when it was not known
     module: str
@@ -109,6 +109,10 @@ class DataQuantizer:
     clipped_share: float = 0.0
     #: share of the values that are not finite, at last
     non_finite_share: float = 0.0
+    #: share of the values other than 0 that are used as zero, and the largest value over the bound of the
+    #: range, at last; 0 and 1 where they are not known
+    flushed_share: float = 0.0
+    reach: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

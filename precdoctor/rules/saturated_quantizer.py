@@ -30,6 +30,9 @@ CLIPPED_WEIGHT = 0.2
 CLIPPED_DATA = 0.5
 #: part of a gradient that clipping takes away (measured: 0 to 0.025, and 0.25 where a scale is rounded down)
 CLIPPED_GRADIENT = 0.1
+#: the largest value of data over the bound of the range, below which, and with `NEARLY_ALL` of the values
+#: used as zero, its scale is too large: 16 of 127 codes, and even those for the few
+UNREACHED = 1 / 8
 #: share of a weight that is used as zero, and decibels below which its scale is too large, or missing
 FLUSHED = 0.5
 FLUSHED_DB = 6.0
@@ -62,11 +65,12 @@ class SaturatedQuantizer(Rule):
     used as zero at less than 6 dB of SQNR, or more than 80 % at any, and the largest magnitude used is not
     that of the weight (by a factor of 1.4): a scale that follows amax and still flushes is too coarse a
     grid (PD603). For data: more than half of the values other than 0 lie beyond the bounds of a clamp next
-    to a rounding, in the forward pass of a module in training mode, the last time it was seen; a lower
-    bound of 0 is a rectifier and does not count. For gradients that a backward pass rounds, a warning
-    where more than a tenth of the gradient, by projection, is gone and what is used as zero does not account
-    for it; an error where more than half of the squared gradient is used as zero (of a cast to 8 bits without
-    a scale speaks PD203).
+    to a rounding, or of the format of a cast to 8 bits, in the forward pass of a module in training mode,
+    the last time it was seen (a lower bound of 0 is a rectifier and does not count); or more than 80 % of
+    them are used as zero and the largest does not reach an eighth of the range. For gradients that a
+    backward pass rounds, a warning where more than a tenth of the gradient, by projection, is gone and what
+    is used as zero does not account for it; an error where more than half of the squared gradient is used
+    as zero (of a cast to 8 bits without a scale speaks PD203).
 
     ## Blind spots
 
@@ -146,25 +150,37 @@ class SaturatedQuantizer(Rule):
         if site.last_step > site.first_step:
             grown = f" ({percent(site.clipped_share_first)} before step {site.first_step + 1})"
         name = site.module or "?"
+        if site.clipped_share > CLIPPED_DATA:
+            message = (
+                f"{percent(site.clipped_share)} of the values other than 0 that {name} quantizes"
+                f"{at(site.place)} lie beyond its range after {site.last_step:,} steps{grown}: its scale "
+                "does not follow them."
+            )
+        elif site.non_finite_share > CLIPPED_DATA:
+            message = (
+                f"{percent(site.non_finite_share)} of the values that {name} quantizes{at(site.place)} "
+                f"are not finite after {site.last_step:,} steps."
+            )
+        else:
+            message = (
+                f"{percent(site.flushed_share)} of the values other than 0 that {name} quantizes"
+                f"{at(site.place)} are used as zero after {site.last_step:,} steps, and the largest reaches "
+                f"{percent(site.reach)} of its range: its scale is too large for them."
+            )
         return Finding(
             rule=cls.id,
             name=cls.name,
             severity="error",
             subjects=(Subject(kind="module", name=name),),
-            message=(
-                f"{percent(site.clipped_share)} of the values other than 0 that {name} quantizes"
-                f"{at(site.place)} lie beyond its range after {site.last_step:,} steps{grown}: its scale "
-                "does not follow them."
-                if site.clipped_share > CLIPPED_DATA
-                else f"{percent(site.non_finite_share)} of the values that {name} quantizes{at(site.place)} "
-                f"are not finite after {site.last_step:,} steps."
-            ),
+            message=message,
             locations=locations([site.place]),
             measured={
                 "clipped_share": site.clipped_share,
                 "clipped_share_first": site.clipped_share_first,
                 "step": site.last_step,
                 "non_finite_share": site.non_finite_share,
+                "flushed_share": site.flushed_share,
+                "reach": site.reach,
             },
             prescriptions=ranked(
                 [("update-amax", "follow the largest magnitude: a running maximum, or that of the batch")]
@@ -230,4 +246,6 @@ def _badness(item: Quantized, how: str) -> float:
 
 
 def _is_lost(site: DataQuantizer) -> bool:
-    return site.clipped_share > CLIPPED_DATA or site.non_finite_share > CLIPPED_DATA
+    if site.clipped_share > CLIPPED_DATA or site.non_finite_share > CLIPPED_DATA:
+        return True
+    return site.flushed_share > NEARLY_ALL and site.reach < UNREACHED

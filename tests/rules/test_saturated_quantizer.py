@@ -130,3 +130,16 @@ def test_finds_gradients_that_are_mostly_used_as_zero(
     if found:
         assert findings[0].severity == "error"
         assert "the scale is too large, or missing" in findings[0].message
+
+
+@pytest.mark.parametrize(
+    ("flushed", "reach", "found"), [(0.81, 0.12, True), (0.8, 0.01, False), (0.99, 0.13, False)]
+)
+def test_finds_data_that_is_used_as_zero_for_want_of_a_smaller_scale(
+    flushed: float, reach: float, found: bool
+) -> None:
+    findings = judge(data(flushed_share=flushed, reach=reach))
+    assert len(findings) == found
+    if found:
+        assert "are used as zero after 30 steps" in findings[0].message
+        assert "its scale is too large for them" in findings[0].message

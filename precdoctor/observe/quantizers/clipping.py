@@ -1,14 +1,15 @@
-"""Clipping of data on its way onto a grid: how much of what a quantizer gets lies beyond its range.
+"""Data on its way onto a grid: how much of what a quantizer gets lies beyond its range, or becomes zero.
 
-A clamp and a rounding belong together where one follows the other with nothing but scaling between. What
-rounds to a sign only has no range to leave.
+A clamp and a rounding belong together where one follows the other with nothing but scaling between; a cast
+to 8 bits is both. What rounds to a sign only has no range to leave.
 """
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any
 
@@ -39,8 +40,19 @@ class _Site:
     spot: Spot | None
     module: weakref.ref[nn.Module] | None
     name: str = ""
-    #: (step, share of the values other than 0 that were clipped, share not finite)
-    seen: list[tuple[int, float, float]] = field(default_factory=list)
+    seen: list[tuple[int, _Look]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Look:
+    """What a quantizer did to its values at one time."""
+
+    #: shares of the values other than 0 that were clipped, and of all that are not finite
+    clipped: float
+    non_finite: float
+    #: share of the values other than 0 that are used as zero, and the largest over the bound of the range
+    flushed: float = 0.0
+    reach: float = 1.0
 
 
 @dataclass(slots=True)
@@ -51,7 +63,9 @@ class _Clamped:
     clipped: float | None
     #: values other than 0 before it
     filled: float
-    spot: Spot | None
+    #: see `_Look`; what is not known yet is harmless
+    flushed: float = 0.0
+    reach: float = 1.0
 
 
 class ClippingWatch:
@@ -102,23 +116,30 @@ class ClippingWatch:
         cut, non_finite = _cut(source, out, bounds)
         rounded = self._rounded.get(storage_key(source))
         filled = float((source != 0).sum()) if rounded is None else rounded.filled
-        clipped = cut / filled if filled else 0.0
+        clipped, reach = cut / filled if filled else 0.0, _reach(out, bounds)
         if rounded is not None:
-            self._note(operation, clipped, non_finite)
+            self._note(operation, _Look(clipped, non_finite, rounded.flushed, reach))
         else:
-            spot = self._code.innermost(operation.frame)[0]
-            self._clamped[storage_key(out)] = _Clamped(Memory(out), clipped, filled, spot)
+            self._clamped[storage_key(out)] = _Clamped(Memory(out), clipped, filled, reach=reach)
 
     def _round(self, operation: Operation) -> None:
         source, out = _ends(operation)
         if source is None or out is None or self._is_weight(source):
             return
         clamped = self._clamped.pop(storage_key(source), None)
-        if clamped is not None and clamped.clipped is not None:
-            self._note(operation, clamped.clipped, float((~torch.isfinite(out.float())).float().mean()))
+        filled = float((source != 0).sum())  # written over: what rounds to 0 is not counted then
+        values = out.float()
+        flushed = float(((values == 0) & (source != 0)).sum()) / filled if filled else 0.0
+        if _to_float8(operation):
+            limit = torch.finfo(out.dtype).max
+            beyond = float((source.abs() > limit).sum()) / filled if filled else 0.0
+            if clamped is not None and clamped.clipped is not None:
+                beyond = max(beyond, clamped.clipped)
+            self._note(operation, _Look(beyond, _lost(values), flushed, _reach(values, [limit])))
+        elif clamped is not None and clamped.clipped is not None:
+            self._note(operation, _Look(clamped.clipped, _lost(values), flushed, clamped.reach))
         else:
-            filled = float((source != 0).sum())  # written over: what rounds to 0 is not counted then
-            self._rounded[storage_key(out)] = _Clamped(Memory(out), None, filled, None)
+            self._rounded[storage_key(out)] = _Clamped(Memory(out), None, filled, flushed)
 
     def _fake(self, operation: Operation) -> None:
         source = next((t for t in operation.inputs if t.is_floating_point() and t.numel() > 1), None)
@@ -127,7 +148,7 @@ class ClippingWatch:
             return
         filled = source != 0
         count = float(filled.sum())
-        self._note(operation, float((~mask & filled).sum()) / count if count else 0.0, 0.0)
+        self._note(operation, _Look(float((~mask & filled).sum()) / count if count else 0.0, 0.0))
 
     def _pass_on(self, operation: Operation) -> None:
         source, out = _ends(operation)
@@ -136,9 +157,9 @@ class ClippingWatch:
         for table in (self._clamped, self._rounded):
             known = table.get(storage_key(source))
             if known is not None:
-                table[storage_key(out)] = _Clamped(Memory(out), known.clipped, known.filled, known.spot)
+                table[storage_key(out)] = replace(known, memory=Memory(out))
 
-    def _note(self, operation: Operation, clipped: float, non_finite: float) -> None:
+    def _note(self, operation: Operation, look: _Look) -> None:
         module = _module(operation.frame)
         if module is None or not module.training:  # not in the forward pass of a model that is trained
             return
@@ -146,7 +167,7 @@ class ClippingWatch:
         site = self._sites.setdefault((spot, id(module)), _Site(spot, weakref.ref(module)))
         if site.module is None or site.module() is not module:
             site.module = weakref.ref(module)
-        site.seen.append((operation.step, clipped, non_finite))
+        site.seen.append((operation.step, look))
 
     # ------------------------------------------------------------------ afterwards
 
@@ -167,11 +188,14 @@ class ClippingWatch:
                 seen=len(site.seen),
                 first_step=site.seen[0][0],
                 last_step=site.seen[-1][0],
-                clipped_share_first=site.seen[0][1],
-                clipped_share=max(share for step, share, _ in site.seen if step == site.seen[-1][0]),
-                non_finite_share=site.seen[-1][2],
+                clipped_share_first=site.seen[0][1].clipped,
+                clipped_share=max(look.clipped for look in last),
+                non_finite_share=last[-1].non_finite,
+                flushed_share=min(look.flushed for look in last),
+                reach=max(look.reach for look in last),
             )
             for site in self._sites.values()
+            if (last := [look for step, look in site.seen if step == site.seen[-1][0]])
         )
 
 
@@ -194,6 +218,17 @@ def _cut(source: Tensor, out: Tensor, bounds: list[Any]) -> tuple[float, float]:
         if isinstance(bound, Tensor) or bound != 0:
             cut |= (out == bound) & (out != 0) & moved
     return float((cut & filled).sum()), float((~torch.isfinite(source)).float().mean())
+
+
+def _reach(values: Tensor, bounds: list[Any]) -> float:
+    """Return the largest magnitude over that of the larger bound; 1 where that is not known."""
+    sizes = [float(b.detach().abs().max()) if isinstance(b, Tensor) else abs(float(b)) for b in bounds]
+    limit = max(sizes, default=0.0)
+    return float(values.detach().abs().max()) / limit if 0 < limit < math.inf else 1.0
+
+
+def _lost(values: Tensor) -> float:
+    return float((~torch.isfinite(values)).float().mean())
 
 
 def _to_float8(operation: Operation) -> bool:

@@ -68,6 +68,10 @@ CLIPPING: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
         lambda x: (x * (448 / LIMIT)).clamp(-448, 448).to(torch.float8_e4m3fn).float() * (LIMIT / 448),
         0,
     ),
+    "cast to float8": (
+        lambda x: (x * (448 / LIMIT)).to(torch.float8_e4m3fn).float() * (LIMIT / 448),
+        0,
+    ),
     "fake quantize": (
         lambda x: torch.fake_quantize_per_tensor_affine(x, LIMIT / 127, 0, -127, 127),
         0.5 / 127,
@@ -88,6 +92,31 @@ def test_counts_what_lies_beyond_the_range(name: str) -> None:
     assert found.clipped_share == pytest.approx(beyond(module.got[2], limit), abs=0.002)
     assert found.place is not None
     assert found.place.file.endswith("test_clipping.py")
+
+
+@pytest.mark.parametrize(
+    "quantize",
+    [
+        lambda x: (x / 4).clamp(-127, 127).round() * 4,
+        lambda x: torch.clamp(torch.round(x / 4), -127, 127) * 4,
+        lambda x: (x.clamp(-508, 508) / 4).round() * 4,
+    ],
+    ids=["clamped, then rounded", "rounded, then clamped", "scaled in between"],
+)
+def test_counts_what_is_used_as_zero(quantize: Callable[[Tensor], Tensor]) -> None:
+    module = Quantize(quantize)
+    (found,) = seen(module, steps=3)
+    values = module.got[2]
+    assert found.flushed_share == pytest.approx(float((values.abs() <= 2).float().mean()), abs=0.01)
+    largest = float((values / 4).abs().max())
+    assert found.reach == pytest.approx(max(round(largest), largest) / 127, abs=1 / 127)
+    assert found.clipped_share == 0
+
+
+def test_a_cast_to_float8_without_a_scale_loses_what_is_small() -> None:
+    (found,) = seen(Quantize(lambda x: (x * 1e-4).to(torch.float8_e4m3fn).float() * 1e4))
+    assert found.flushed_share == 1
+    assert found.reach == 0
 
 
 def test_a_range_that_follows_the_data_clips_nothing() -> None:
