@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar
 
 from precdoctor.evidence import Evidence
@@ -25,7 +26,10 @@ from precdoctor.rules.prescriptions import ranked
 from precdoctor.rules.reading import locations
 from precdoctor.rules.rule import Rule
 from precdoctor.rules.vanishing_epsilon import VanishingEpsilon
-from precdoctor.rules.wording import at, count, number, percent
+from precdoctor.rules.wording import at, count, number, percent, several
+
+#: what torch says of values that are not finite, in an error
+_NOT_FINITE = re.compile(r"\b(nan|inf|infinity|infinite)\b", re.IGNORECASE)
 
 
 class NonFiniteOrigin(Rule):
@@ -49,9 +53,10 @@ class NonFiniteOrigin(Rule):
     An error where the loss is inf or NaN because of it, to the end of the run or in at least 10 % of the
     forward passes seen; where finite results made of it are off by more than 10 % (norm of the difference
     to float64 over the norm of float64) and reach a layer, the loss, a gradient or a parameter, in at least
-    two passes and 10 % of them; where Python reads it in half of them. What is masked out later (`where`,
-    `nan_to_num`), and batches that the loop skips before `backward`, are none. Sums and squares are
-    reported as PD503, masks as PD504.
+    two passes and 10 % of them; where Python reads it in half of them; where the script fails right after
+    it for values that are not finite, or weights are not finite at the end and nothing else explains it.
+    What is masked out later (`where`, `nan_to_num`), and batches that the loop skips before `backward`, are
+    none. Sums and squares are reported as PD503, masks as PD504.
 
     An error, too, where the loss is finite and an operation of the backward pass makes inf or NaN of finite
     gradients, with which an optimizer takes a step: the derivative of a root, a norm, a quotient or a
@@ -97,7 +102,7 @@ class NonFiniteOrigin(Rule):
 
     @classmethod
     def _at(cls, site: NonFinite, evidence: Evidence) -> Finding | None:
-        hurts = harm(site, evidence)
+        hurts = harm(site, evidence) or _ruin(site, evidence)
         if not hurts and site.kind == "undefined":
             return None
         what = {
@@ -185,6 +190,26 @@ class NonFiniteOrigin(Rule):
         )
 
 
+def _ruin(site: NonFinite, evidence: Evidence) -> str:
+    """Return in words what a site has ended in, where nothing else explains that; empty for nothing."""
+    run, seen = evidence.run, exactness(evidence)
+    # weights that a step has made NaN show in the next forward pass
+    if run.ended == "failed" and site.last_step >= run.steps - 1 and _NOT_FINITE.search(run.error):
+        return f"the script failed right after it ({run.error})"
+    ill = [p.name for p in evidence.parameters if p.weight is not None and p.weight.non_finite]
+    explained = any(harm(other, evidence) for other in seen.non_finite) or any(
+        gradient.steps for gradient in seen.non_finite_gradients
+    )
+    if not ill or explained or site.kind == "undefined" or other_overflows(evidence):
+        return ""
+    return f"at the end {several(ill)} {'hold' if len(ill) > 1 else 'holds'} inf or NaN"
+
+
+def other_overflows(evidence: Evidence) -> bool:
+    """Tell whether weights that are not finite are explained by another rule."""
+    return any(rule.criterion(evidence) for rule in (VanishingEpsilon, GradientOverflow))
+
+
 def _sums(site: NonFinite) -> bool:
     return site.kind == "overflow" and site.reduction
 
@@ -202,6 +227,6 @@ def unseen_since(evidence: Evidence) -> int | None:
         return None
     if any(site.steps for site in exactness(evidence).non_finite_gradients):
         return None
-    if any(rule.criterion(evidence) for rule in (VanishingEpsilon, GradientOverflow)):
+    if other_overflows(evidence):
         return None
     return first_non_finite_step(evidence)

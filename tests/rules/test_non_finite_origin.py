@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from precdoctor.evidence import NonFinite, NonFiniteGradient
 from precdoctor.rules.finding import Finding
 from precdoctor.rules.non_finite_origin import NonFiniteOrigin
+from tests.rules.build import parameter, weight
 from tests.rules.exact import AT, LATER, non_finite, run
 
 NAN = (1.0, 1.0, math.nan, math.nan, math.nan)
@@ -84,3 +86,41 @@ def test_a_gradient_that_is_not_finite_names_the_operation_that_has_no_derivativ
 
 def test_a_gradient_that_no_step_was_taken_with_is_silent() -> None:
     assert NonFiniteOrigin.criterion(run(non_finite_gradients=(of_gradient(steps=0),))) == []
+
+
+FAILED = {
+    "ended": "failed",
+    "error": "RuntimeError: probability tensor contains either `inf`, `nan` or element < 0",
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "last_step", "severity"),
+    [
+        (FAILED, 99, "error"),
+        (FAILED, 98, "note"),
+        ({**FAILED, "error": "ValueError: info is missing"}, 99, "note"),
+        ({"ended": "finished", "error": ""}, 99, "note"),
+    ],
+)
+def test_a_script_that_fails_right_after_it_tells_what_came_of_it(
+    changes: dict[str, str], last_step: int, severity: str
+) -> None:
+    seen = run(non_finite=(non_finite(kind="underflow", reduction=False, last_step=last_step),))
+    seen = dataclasses.replace(seen, run=dataclasses.replace(seen.run, steps=100, **changes))  # type: ignore[arg-type]
+    (finding,) = NonFiniteOrigin.criterion(seen)
+    assert finding.severity == severity
+
+
+@pytest.mark.parametrize(
+    ("kind", "spoiled", "severity"),
+    [("underflow", 4, "error"), ("underflow", 0, "note"), ("undefined", 4, "")],
+)
+def test_weights_that_are_not_finite_at_the_end_are_what_came_of_it(
+    kind: str, spoiled: int, severity: str
+) -> None:
+    ill = parameter("head.weight", weight=weight(non_finite=spoiled))
+    seen = dataclasses.replace(run(non_finite=(non_finite(kind=kind, reduction=False),)), parameters=(ill,))
+    found = NonFiniteOrigin.criterion(seen)
+    assert [f.severity for f in found] == ([severity] if severity else [])
+    assert all("head.weight holds inf or NaN" in f.message for f in found if severity == "error")
