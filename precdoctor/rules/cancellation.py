@@ -39,7 +39,8 @@ class Cancellation(Rule):
     goes, and what is left are the errors that they came with. E[x^2] - E[x]^2 at a mean of 300 and a
     deviation of 0.02 is 4e-4 between two numbers near 90,000, whose spacing in float32 is 0.008. a^2 - 2ab
     + b^2, 1 - exp(x) for small x, 1 - cos, the difference of two log-probabilities in bfloat16, and the
-    solution of equations whose matrix was rounded are of the same kind.
+    solution of equations whose matrix was rounded are of the same kind. So are functions that are zero at 1
+    and get what 1 has absorbed: log(1 + x) for small x, the arc cosine of a small angle's cosine.
 
     ## Why it hurts
 
@@ -48,8 +49,8 @@ class Cancellation(Rule):
 
     ## Criterion
 
-    The sum, difference, solution or factorization is off by more than 10 % of what it is in float64 (norm
-    of the difference over norm), or more than 30 % of its elements by half their value, and its arguments
+    The sum, difference, logarithm, arc cosine, solution or factorization is off by more than 10 % of what it
+    is in float64 (norm of the difference over norm), or more than 30 % of its elements by half their value, and its arguments
     are off by less than an eighth of that: it is here that the digits go. And the damage is seen to reach a
     layer, the loss (one not yet down to 1 % of what it was), a gradient, a parameter, or goes through a
     logarithm or a reciprocal, in at least two forward passes and 10 % of those seen; one pass is enough, in
@@ -141,9 +142,17 @@ def _cures(site: records.Cancellation) -> list[tuple[str, str]]:
     wide = "float64" if form is not None and form.bits >= 32 else "float32"
     what = site.source.lstrip("_") or "its arguments"
     return [
-        ("subtract-first", "subtract before squaring or taking exponentials: (x - mean)^2, (a - b)^2, expm1"),
+        ("subtract-first", _first(site)),
         (f"{wide}-op", f"compute {what}{at(site.cause or site.place)} in {wide}"),
     ]
+
+
+def _first(site: records.Cancellation) -> str:
+    if site.operation.startswith("log"):
+        return "keep what is small apart from the 1: log1p(x)"
+    if site.operation.startswith("acos"):
+        return "take the angle from a sine or a chord, which are small with it: 2 asin(|a - b| / 2), atan2"
+    return "subtract before squaring or taking exponentials: (x - mean)^2, (a - b)^2, expm1"
 
 
 def _ends_of_evaluation(site: records.Cancellation, seen: records.Exactness) -> list[str]:

@@ -134,11 +134,12 @@ class Follower:
         sources = [s for t in look.inputs if (s := self._infinite.site(t)) is not None]
         source = next((s for s in sources if s.kind != "undefined"), None)
         damage, magnified = self._digits.inherited(look, shadows, source, out, exact, relative)
-        if damage is None and look.kind.cancels:
+        if damage is None and (look.kind.cancels or look.kind.vanishes):
             damage = self._digits.cancelled(look, out, exact, errors)
+        if damage is None and look.kind.cancels:
             worst = max(shadows, key=lambda s: s.error, default=None)
             to_log = worst is not None and self._marks.is_log(worst.memory.key)
-            damage = damage or self._digits.accumulated(look, out, exact, relative, origin, to_log=to_log)
+            damage = self._digits.accumulated(look, out, exact, relative, origin, to_log=to_log)
         if known is None:
             known = self._table.put(out, exact) if flat is None else self._table.keep(out, flat)
         elif damage is None and out.numel() < known.values.numel():

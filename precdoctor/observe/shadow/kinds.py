@@ -53,6 +53,8 @@ triangular_solve linalg_lstsq linalg_ldl_solve linalg_lu_solve var std var_mean 
 """
 #: digits can cancel in them, so that little is left of what their arguments hold
 _CANCELS = frozenset(_CANCELS_TEXT.split())
+#: they are zero where their argument is 1: of what is left of it beside 1 they keep as few digits as it has
+_VANISHES = frozenset(("log", "log2", "log10", "acos", "acosh"))
 #: they make of a relative error, however small the value, one that counts
 _MAGNIFIERS = frozenset(("log", "log2", "log10", "log1p", "reciprocal", "rsqrt", "logit"))
 _REDUCTIONS_TEXT = """
@@ -91,6 +93,7 @@ class Kind:
     layer: bool = False
     moves: bool = False
     cancels: bool = False
+    vanishes: bool = False
     magnifies: bool = False
     reduces: bool = False
     #: old values of what it writes into do not count
@@ -130,6 +133,7 @@ def kind_of(func: Any) -> Kind:
         layer=name in _LAYERS,
         moves=name in _MOVES,
         cancels=name in _CANCELS,
+        vanishes=name in _VANISHES,
         magnifies=name in _MAGNIFIERS,
         reduces=name in _REDUCTIONS,
         overwrites=name in _OVERWRITES or random,

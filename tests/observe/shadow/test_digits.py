@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -38,6 +39,34 @@ def test_a_variance_far_from_zero() -> None:
     assert site.error_before < 1e-6
     assert site.remaining == pytest.approx(1e-10, rel=0.2)
     assert dict(site.reached)["layer"] == 3
+
+
+@pytest.mark.parametrize(
+    ("function", "operation"),
+    [(lambda x: torch.log(1 + x), "log"), (lambda x: torch.acos(1 - x), "acos"), (torch.log1p, "")],
+    ids=["log", "acos", "log1p"],
+)
+def test_what_is_absorbed_by_1_is_missed_by_a_function_that_vanishes_there(
+    function: Callable[[Tensor], Tensor], operation: str
+) -> None:
+    small = 1e-8 * (1 + torch.rand(32, 4, generator=torch.Generator().manual_seed(0)))
+
+    found = seen(lambda: HEAD(1e4 * function(small)).sum()).cancellations
+    assert [site.operation for site in found] == [operation] * bool(operation)
+    for site in found:
+        assert site.error_before < 1e-7
+        assert site.error == pytest.approx(1, abs=0.01)
+        assert dict(site.reached)["layer"] == 3
+
+
+def test_the_logarithm_of_ordinary_numbers_is_sound() -> None:
+    scores = torch.randn(64, 4, generator=torch.Generator().manual_seed(0)).bfloat16()
+
+    def loss() -> Tensor:
+        shares = scores.softmax(-1)
+        return HEAD((shares.float() + 1e-6).log()).sum() - shares.log().mean()
+
+    assert seen(loss).cancellations == ()
 
 
 def test_one_less_an_exponential_in_bfloat16_goes_through_a_logarithm() -> None:
