@@ -49,22 +49,22 @@ class Cancellation(Rule):
 
     ## Criterion
 
-    The sum, difference, logarithm, arc cosine, solution or factorization is off by more than 10 % of what it
-    is in float64 (norm of the difference over norm), or more than 30 % of its elements by half their value, and its arguments
-    are off by less than an eighth of that: it is here that the digits go. And the damage is seen to reach a
-    layer, the loss (one not yet down to 1 % of what it was), a gradient, a parameter, or goes through a
-    logarithm or a reciprocal, in at least two forward passes and 10 % of those seen; one pass is enough, in
-    code without gradient, where a model is evaluated in it, what is reached (or read by Python) is off by
-    more than 50 %, and it is so in half of the evaluations. A quotient by the difference that is subtracted
-    from 1, as in a score (R2), counts there as it is. An error where what it
+    The sum, difference, logarithm, arc cosine, solution or factorization is off by more than 10 % of what
+    it is in float64 (norm of the difference over norm), or more than 30 % of its elements by half their
+    value, and its arguments are off by less than an eighth of that: it is here that the digits go. And the
+    damage is seen to reach a layer, the loss (one not yet down to 1 % of what it was), a gradient, a
+    parameter, or goes through a logarithm or a reciprocal, in at least two forward passes and 10 % of those
+    seen; one pass is enough, in code without gradient, where a model is evaluated in it, what is reached
+    (or read by Python) is off by more than 50 %, and it is so in half of the evaluations. A quotient by the
+    difference that is subtracted from 1, as in a score (R2), counts there as it is. An error where what it
     reaches is off by more than 50 %, else a warning. A warning, too, for a difference of log-probabilities
     formed in 16 bits that gradient goes through and that is off by more than 50 % in half of the passes;
-    and where the script fails in a factorization just after. Of a schedule, which is a table of 32 numbers or
-    more that rises or falls all along, 1 % of the elements off by half their value are enough, in c - a of
-    what is looked up in it (or of all of it) in 16 bits, where a root, a logarithm or a quotient of that is
-    taken: the first timesteps of a noise schedule get no noise. Exact counts what layers return: the rounding
-    of mixed precision inside the model is not judged. Results that are zero but for the rounding of float64
-    are none.
+    and where the script fails in a factorization just after. Of a schedule, which is a table of 32 numbers
+    or more that rises or falls all along, 1 % of the elements off by half their value are enough, in c - a
+    of what is looked up in it (or of all of it) in 16 bits, where a root, a logarithm or a quotient of that
+    is taken: the first timesteps of a noise schedule get no noise. Exact counts what layers return: the
+    rounding of mixed precision inside the model is not judged. Results that are zero but for the rounding
+    of float64 are none.
 
     ## Blind spots
 
