@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -117,7 +118,9 @@ class InfinityWatch:
         if look.written:
             return exact
         try:
-            result = replay(look.operation.func, look.operation.args, look.operation.kwargs, actual)
+            # nothing of it is kept: what is too large to be followed may be computed again this once
+            exact_of = functools.partial(actual, most=LARGEST)
+            result = replay(look.operation.func, look.operation.args, look.operation.kwargs, exact_of)
         except (RuntimeError, TypeError, TooLarge):
             return None
         results = [result] if isinstance(result, Tensor) else list(result)

@@ -150,11 +150,11 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.detach().as_strided((numel,), (1,), 0).double().clone()
 
 
-def actual(tensor: Tensor) -> Tensor:
-    """Return a float tensor as float64, others as they are; raises `TooLarge`."""
+def actual(tensor: Tensor, most: int = LARGEST) -> Tensor:
+    """Return a float tensor as float64, others as they are; raises `TooLarge` above ``most`` elements."""
     if not tensor.is_floating_point():
         return tensor
-    if tensor.numel() > LARGEST:
+    if tensor.numel() > most:
         raise TooLarge
     return tensor.detach().double()
 

@@ -38,6 +38,14 @@ def test_squares_that_overflow_and_become_zero_are_wrong_in_the_layer_that_follo
     assert site.graded is False
 
 
+def test_the_sum_of_more_than_is_followed_overflows() -> None:
+    many = torch.ones(1200, 1000, dtype=torch.float16)
+
+    site = only(seen(lambda: many.sum().float()).non_finite)
+    assert (site.kind, site.operation, site.reduction, site.largest) == ("overflow", "sum", True, 1_200_000)
+    assert site.loss_passes == 3
+
+
 def test_an_overflow_that_gives_the_right_limit_does_no_harm() -> None:
     def hyperbolic() -> Tensor:
         x = torch.linspace(-20, 20, 64, dtype=torch.float16)
