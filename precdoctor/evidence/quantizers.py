@@ -113,6 +113,9 @@ class DataQuantizer:
     #: range, at last; 0 and 1 where they are not known
     flushed_share: float = 0.0
     reach: float = 1.0
+    #: signal to quantization noise ratio of the rounding alone, decibels, at last; None where it is not known
+    #: and where the error is zero
+    sqnr_db: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

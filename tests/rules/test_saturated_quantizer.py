@@ -143,3 +143,24 @@ def test_finds_data_that_is_used_as_zero_for_want_of_a_smaller_scale(
     if found:
         assert "are used as zero after 30 steps" in findings[0].message
         assert "its scale is too large for them" in findings[0].message
+
+
+@pytest.mark.parametrize(
+    ("flushed", "sqnr_db", "reach", "found"),
+    [
+        (0.51, 5.9, 0.24, True),
+        (0.5, 5.9, 0.24, False),
+        (0.51, 6.0, 0.24, False),
+        (0.51, 5.9, 0.25, False),
+        (0.51, None, 0.24, False),
+    ],
+)
+def test_finds_data_of_which_rounding_leaves_little(
+    flushed: float, sqnr_db: float | None, reach: float, found: bool
+) -> None:
+    findings = judge(data(flushed_share=flushed, sqnr_db=sqnr_db, reach=reach))
+    assert len(findings) == found
+    if found:
+        assert "at 5.9 dB of signal to quantization noise" in findings[0].message
+        assert "its scale is too large for them" in findings[0].message
+        assert findings[0].measured["sqnr_db"] == sqnr_db

@@ -21,7 +21,7 @@ from precdoctor.observe.frames import Spot, UserCode
 from precdoctor.observe.lineage.made import Memory, storage_key
 from precdoctor.observe.models import Models
 from precdoctor.observe.probe.forwards import CALL
-from precdoctor.observe.probe.operations import Operation
+from precdoctor.observe.probe.operations import Operation, tensors_in
 from precdoctor.observe.watch import is_plain
 
 _CLAMPS = ("aten::clamp", "aten::clamp_", "aten::clip", "aten::clip_", "aten::hardtanh", "aten::hardtanh_")
@@ -33,6 +33,8 @@ _SCALINGS = frozenset(
 )
 #: elements of a tensor from which it is looked at: fewer say nothing of a share
 _FEWEST = 32
+#: values of a tensor that its rounding is measured on
+_MOST = 1 << 14
 
 
 @dataclass(slots=True)
@@ -53,6 +55,8 @@ class _Look:
     #: share of the values other than 0 that are used as zero, and the largest over the bound of the range
     flushed: float = 0.0
     reach: float = 1.0
+    #: decibels of signal over the rounding's error; None where that is not known, or there is none
+    sqnr_db: float | None = None
 
 
 @dataclass(slots=True)
@@ -66,6 +70,7 @@ class _Clamped:
     #: see `_Look`; what is not known yet is harmless
     flushed: float = 0.0
     reach: float = 1.0
+    sqnr_db: float | None = None
 
 
 class ClippingWatch:
@@ -76,11 +81,17 @@ class ClippingWatch:
         self._clamped: dict[int, _Clamped] = {}
         self._rounded: dict[int, _Clamped] = {}
         self._sites: dict[tuple[Spot | None, int], _Site] = {}
+        #: values of the tensor that a rounding is about to write over
+        self._before: Tensor | None = None
 
     # ------------------------------------------------------------------ told by the probe
 
     def before(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Nothing: what is written over was seen when it was made."""
+        """Keep a sample of what is rounded in place; what else is written over was seen when it was made."""
+        schema = getattr(func, "_schema", None)
+        source = next(tensors_in((*args, *kwargs.values())), None)
+        if schema is not None and schema.name in _ROUNDS and source is not None and is_plain(source):
+            self._before = _sample(source)
 
     def step_begins(self, *_: Any) -> None:
         """Forget what lies between operations."""
@@ -93,13 +104,14 @@ class ClippingWatch:
 
     def after(self, operation: Operation) -> None:
         """Look at clamps, roundings and what lies between."""
+        before, self._before = self._before, None
         if operation.backward:
             return
         name = operation.name
         if name in _CLAMPS:
             self._clamp(operation)
         elif name in _ROUNDS or _to_float8(operation):
-            self._round(operation)
+            self._round(operation, before)
         elif name in _SCALINGS and (self._clamped or self._rounded):
             self._pass_on(operation)
         elif "fake_quantize_per_" in name:
@@ -118,28 +130,31 @@ class ClippingWatch:
         filled = float((source != 0).sum()) if rounded is None else rounded.filled
         clipped, reach = cut / filled if filled else 0.0, _reach(out, bounds)
         if rounded is not None:
-            self._note(operation, _Look(clipped, non_finite, rounded.flushed, reach))
+            self._note(operation, _Look(clipped, non_finite, rounded.flushed, reach, rounded.sqnr_db))
         else:
             self._clamped[storage_key(out)] = _Clamped(Memory(out), clipped, filled, reach=reach)
 
-    def _round(self, operation: Operation) -> None:
+    def _round(self, operation: Operation, before: Tensor | None) -> None:
         source, out = _ends(operation)
         if source is None or out is None or self._is_weight(source):
             return
         clamped = self._clamped.pop(storage_key(source), None)
-        filled = float((source != 0).sum())  # written over: what rounds to 0 is not counted then
         values = out.float()
-        flushed = float(((values == 0) & (source != 0)).sum()) / filled if filled else 0.0
+        given = before if before is not None and operation.name.endswith("_") else _sample(source)
+        flushed, sqnr_db = _left_of(given, _sample(values))
+        filled = float((given != 0).double().mean()) * source.numel()
         if _to_float8(operation):
             limit = torch.finfo(out.dtype).max
             beyond = float((source.abs() > limit).sum()) / filled if filled else 0.0
             if clamped is not None and clamped.clipped is not None:
                 beyond = max(beyond, clamped.clipped)
-            self._note(operation, _Look(beyond, _lost(values), flushed, _reach(values, [limit])))
+            reach = _reach(values, [limit])
+            self._note(operation, _Look(beyond, _lost(values), flushed, reach, sqnr_db))
         elif clamped is not None and clamped.clipped is not None:
-            self._note(operation, _Look(clamped.clipped, _lost(values), flushed, clamped.reach))
+            look = _Look(clamped.clipped, _lost(values), flushed, clamped.reach, sqnr_db)
+            self._note(operation, look)
         else:
-            self._rounded[storage_key(out)] = _Clamped(Memory(out), None, filled, flushed)
+            self._rounded[storage_key(out)] = _Clamped(Memory(out), None, filled, flushed, sqnr_db=sqnr_db)
 
     def _fake(self, operation: Operation) -> None:
         source = next((t for t in operation.inputs if t.is_floating_point() and t.numel() > 1), None)
@@ -148,7 +163,9 @@ class ClippingWatch:
             return
         filled = source != 0
         count = float(filled.sum())
-        self._note(operation, _Look(float((~mask & filled).sum()) / count if count else 0.0, 0.0))
+        clipped = float((~mask & filled).sum()) / count if count else 0.0
+        flushed, sqnr_db = _left_of(_sample(source), _sample(operation.outputs[0]))
+        self._note(operation, _Look(clipped, 0.0, flushed, _reach_of_fake(operation, source), sqnr_db))
 
     def _pass_on(self, operation: Operation) -> None:
         source, out = _ends(operation)
@@ -193,6 +210,7 @@ class ClippingWatch:
                 non_finite_share=last[-1].non_finite,
                 flushed_share=min(look.flushed for look in last),
                 reach=max(look.reach for look in last),
+                sqnr_db=_largest([look.sqnr_db for look in last]),
             )
             for site in self._sites.values()
             if (last := [look for step, look in site.seen if step == site.seen[-1][0]])
@@ -201,7 +219,8 @@ class ClippingWatch:
 
 def _ends(operation: Operation) -> tuple[Tensor | None, Tensor | None]:
     """Return the tensor that goes in and the one that comes out, None where they are not looked at."""
-    source = next((t for t in operation.inputs if is_plain(t) and t.numel() >= _FEWEST), None)
+    inputs = operation.inputs[1:] if operation.name == "aten::copy_" else operation.inputs
+    source = next((t for t in inputs if is_plain(t) and t.numel() >= _FEWEST), None)
     out = next((t for t in operation.outputs if is_plain(t)), None)
     if source is None or out is None or not source.is_floating_point() or out.numel() != source.numel():
         return None, None
@@ -227,12 +246,49 @@ def _reach(values: Tensor, bounds: list[Any]) -> float:
     return float(values.detach().abs().max()) / limit if 0 < limit < math.inf else 1.0
 
 
+def _reach_of_fake(operation: Operation, source: Tensor) -> float:
+    """Return the largest magnitude over what the quantizer of its channel reaches; 1 where not known."""
+    scale, *rest = operation.args[1:]
+    lowest, highest = rest[-2:]
+    size = source.detach().abs()
+    if isinstance(scale, Tensor):
+        channels = scale.numel() > 1
+        size = size.movedim(rest[1], -1) if channels else size
+        size = size / scale.detach()
+    else:
+        size = size / scale
+    return _reach(size, [lowest - rest[0] if isinstance(rest[0], int) else lowest, highest])
+
+
+def _sample(tensor: Tensor) -> Tensor:
+    """Return a float64 copy of evenly spread values of a tensor, as a vector."""
+    flat = tensor.detach().reshape(-1)
+    # an odd distance: a power of two would hit the same columns of a matrix always
+    return flat[:: flat.numel() // _MOST | 1].double()
+
+
+def _left_of(given: Tensor, used: Tensor) -> tuple[float, float | None]:
+    """Return the share of the values other than 0 that are used as zero, and the SQNR in decibels."""
+    filled = given != 0
+    count = float(filled.sum())
+    flushed = float(((used == 0) & filled).sum()) / count if count else 0.0
+    signal, noise = float(given.square().sum()), float((used - given).square().sum())
+    known = 0 < signal < math.inf and 0 < noise < math.inf
+    return flushed, 10 * math.log10(signal / noise) if known else None
+
+
+def _largest(values: list[float | None]) -> float | None:
+    """Return the largest value; None where one is not known."""
+    known = [v for v in values if v is not None]
+    return max(known) if known and len(known) == len(values) else None
+
+
 def _lost(values: Tensor) -> float:
     return float((~torch.isfinite(values)).float().mean())
 
 
 def _to_float8(operation: Operation) -> bool:
-    if operation.name != "aten::_to_copy":
+    if operation.name not in ("aten::_to_copy", "aten::copy_"):
         return False
     return any("float8" in str(t.dtype) for t in operation.outputs)
 
