@@ -13,11 +13,12 @@ class IntegerUse:
 
     #: "trigonometric", "periodic" (a remainder), "comparison", "index" (made integers again), "difference",
     #: "offset" (most of it subtracted), "bias" (added to data), "feature" (multiplied with weights),
-    #: "infinity" (those that became infinite are used)
+    #: "infinity" (those that became infinite are used), "mean" (by probabilities that are trained)
     kind: str
     place: Place | None = None
     #: largest error of what goes in: of a phase in radians, of a remainder as a share of its period,
-    #: of a difference as a share of its spread, else in the numbers' own unit
+    #: of a difference as a share of its spread, else in the numbers' own unit; of means the root mean square
+    #: error of what comes out, as a share of the distance between two numbers
     error: float = 0.0
     times: int = 1
 

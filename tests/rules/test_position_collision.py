@@ -39,6 +39,15 @@ def test_positions_that_autocast_casts_on_their_way_to_a_weight_are_like_other_d
     assert PositionCollision.criterion(run(lost(use(), how="autocast")))
 
 
+@pytest.mark.parametrize(("error", "ill"), [(0.24, False), (0.25, True)])
+def test_a_mean_by_probabilities_may_be_off_by_less_than_a_quarter(error: float, ill: bool) -> None:
+    findings = PositionCollision.criterion(run(lost(use("mean", error), how="autocast")))
+    assert bool(findings) == ill
+    if ill:
+        assert "means of them by probabilities are off by 0.25 of the distance" in findings[0].message
+    assert not PositionCollision.criterion(run(lost(use("mean", error), sequence=False)))
+
+
 def test_numbers_that_keep_apart_are_healthy() -> None:
     assert not PositionCollision.criterion(run(lost(use(), distinct_after=768, changed_share=0.0)))
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from precdoctor.evidence import IntegerUse, LostIntegers, Place
 from precdoctor.observe.autocast import PRODUCTS
 from precdoctor.observe.frames import Spot, UserCode
-from precdoctor.observe.integers.lost import Loss
+from precdoctor.observe.integers.lost import MOST, Loss
+from precdoctor.observe.integers.means import errors, mean_error
 from precdoctor.observe.lineage.made import Memory, storage_key
 from precdoctor.observe.models import Models
 from precdoctor.observe.probe.forwards import innermost_module
@@ -97,6 +98,8 @@ class Tag:
     unit: float = 0.0
     #: made integers again
     index: bool = False
+    #: error of each number, laid out as the tensor's memory; None where it is not known
+    off: Tensor | None = None
 
 
 class IntegerTrails:
@@ -119,6 +122,13 @@ class IntegerTrails:
         """Follow a tensor from here."""
         if is_plain(tensor) and len(self._tags) < _TAGS:
             self._tags[storage_key(tensor)] = Tag(Memory(tensor), site, error, unit, index)
+
+    def rounded(self, exact: Tensor, tensor: Tensor, site: Site, loss: Loss, unit: float) -> None:
+        """Follow a tensor that holds ``exact`` rounded, with the error of each number if it is a sequence."""
+        self.put(tensor, site, loss.error, unit)
+        tag = self._tags.get(storage_key(tensor))
+        if tag is not None and loss.sequence and tensor.numel() <= MOST:
+            tag.off = errors(exact, tensor)
 
     def drop(self, tensor: Tensor) -> None:
         """Follow a tensor no longer."""
@@ -163,7 +173,8 @@ class IntegerTrails:
             self.drop(inputs[0])
         elif name in _SAME:
             for out in outputs:
-                self.put(out, tag.site, tag.error, tag.unit, tag.index)
+                if self.of(out) is not tag or name.endswith("_"):  # a view is followed already
+                    self.put(out, tag.site, tag.error, tag.unit, tag.index)
         elif name in FACTORS:
             self._multiplied(operation, name, tags, tag, others)
         elif name in SUMS:
@@ -254,13 +265,23 @@ class IntegerTrails:
 
     def _product(self, operation: Operation, tag: Tag, inputs: list[Tensor], tags: list[Tag | None]) -> None:
         others = [t for t, known in zip(inputs, tags, strict=True) if known is None]
-        if tag.site is None or tag.index:
+        if tag.site is None or tag.index or self._mean(operation, tag, inputs, tags):
             return
         if any(t.requires_grad for t in others):
             self.use(operation, tag.site, "feature", tag.error)
         elif len(others) == 1 and others[0].dim() >= 2:
             rows = others[0].detach().abs().double().sum(-1 if tags[0] is None else -2)
             self.put(operation.outputs[0], tag.site, tag.error * float(rows.max()), 0.0)
+
+    def _mean(self, operation: Operation, tag: Tag, inputs: list[Tensor], tags: list[Tag | None]) -> bool:
+        """Take note of means of a sequence by probabilities; tell whether these are some."""
+        if tag.site is None or tag.off is None or not tag.unit or len(inputs) != 2 or all(tags):
+            return False
+        rounded = inputs[0 if tags[0] is tag else 1]
+        wrong = mean_error(operation.name, inputs[0], inputs[1], tag.off, rounded)
+        if wrong is not None:
+            self.use(operation, tag.site, "mean", wrong / tag.unit)
+        return wrong is not None
 
     def use(self, operation: Operation, site: Site, kind: str, error: float) -> None:
         """Take note of something that depends on the numbers."""

@@ -111,7 +111,7 @@ class IntegerWatch:
         loss = loss_between(exact, out, abs(step))
         if loss is not None:
             site = self._trails.note(operation, "made", "", out.dtype, loss)
-            self._trails.put(out, site, loss.error, abs(step))
+            self._trails.rounded(exact, out, site, loss, abs(step))
 
     def _counted(self, operation: Operation) -> bool:
         """Look at a sum, or a running one, of integers in a low format; tell whether it lost digits."""
@@ -157,7 +157,7 @@ class IntegerWatch:
                 how = "autocast" if source.is_floating_point() and _by_autocast(out) else "cast"
                 before = str(source.dtype).removeprefix("torch.")
                 site = self._trails.note(operation, how, before, out.dtype, loss)
-                self._trails.put(out, site, loss.error, unit or 1.0)
+                self._trails.rounded(source, out, site, loss, unit or 1.0)
                 return
         if not unit and not source.is_floating_point() and not source.is_complex() and source.dim():
             unit = 1.0

@@ -152,6 +152,74 @@ def test_positions_added_to_or_multiplied_with_what_is_trained_are_uses() -> Non
     assert uses(act) == {"feature": 2.0, "bias": 2.0}
 
 
+def probabilities(places: Tensor, numbers: int, width: float) -> Tensor:
+    """Return bells around some places, as of a trained heat map."""
+    scores = torch.zeros(len(places), numbers, requires_grad=True)
+    return (scores - ((torch.arange(numbers) - places[:, None]) / width) ** 2 / 2).softmax(-1)
+
+
+ODD = 2 * torch.arange(140, 180) + 1
+
+
+@pytest.mark.parametrize(
+    "product",
+    [
+        lambda p: p @ torch.arange(384.0),
+        lambda p: p @ torch.arange(384.0)[:, None],
+        lambda p: torch.arange(384.0) @ p.T,
+        lambda p: torch.einsum("bn,n->b", p, torch.arange(384.0)),
+        lambda p: p[None] @ torch.stack([torch.arange(384.0), torch.arange(384.0)], -1)[None],
+        lambda p: p @ torch.linspace(0, 38.3, 384),
+        lambda p: p @ (torch.arange(384.0) / 10),
+        lambda p: p.bfloat16() @ torch.arange(384).bfloat16(),
+        lambda p: p.bfloat16() @ torch.arange(384, dtype=torch.bfloat16),
+    ],
+)
+def test_a_mean_of_positions_by_probabilities_is_off_by_what_they_are(
+    product: Callable[[Tensor], Tensor],
+) -> None:
+    def act() -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return product(probabilities(ODD, 384, 0.4))
+
+    p = probabilities(ODD, 384, 0.4).detach().double()
+    positions = torch.arange(384.0)
+    off = p @ (positions.bfloat16() - positions).double()
+    found = seen(act)
+    assert found
+    for item in found:
+        (use,) = item.uses
+        assert item.sequence
+        assert use.kind == "mean"
+        assert use.error == pytest.approx(float(off.square().mean().sqrt()), rel=0.5)
+        assert use.error > 0.25
+
+
+def test_a_mean_of_many_positions_is_off_by_little() -> None:
+    for width in (2.0, 30.0):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = uses(lambda w=width: probabilities(ODD, 384, w) @ torch.arange(384.0))  # type: ignore[misc]
+        assert found["mean"] < 0.05
+
+
+def test_a_mean_of_what_is_exact_or_nearly_so_is_none() -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert seen(lambda: probabilities(ODD - 200, 256, 0.4) @ torch.arange(256.0)) == ()
+        assert uses(lambda: probabilities(ODD, 385, 0.4) @ torch.linspace(-20, 20, 385))["mean"] < 0.2
+    with torch.autocast("cpu", dtype=torch.float16):
+        assert seen(lambda: probabilities(ODD, 384, 0.4) @ torch.arange(384.0)) == ()
+
+
+def test_weights_and_features_are_no_probabilities() -> None:
+    weights = torch.rand(40, 384, requires_grad=True)
+
+    def act() -> list[Tensor]:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return [weights @ torch.arange(384.0), -probabilities(ODD, 384, 0.4) @ torch.arange(384.0)]
+
+    assert set(uses(act)) == {"feature"}
+
+
 def test_integers_that_are_exact_are_not_followed() -> None:
     assert seen(lambda: torch.arange(256).bfloat16().sin()) == ()
     assert seen(lambda: torch.arange(2048).half().sin()) == ()
