@@ -79,10 +79,10 @@ class SaturatedQuantizer(Rule):
 
     ## Blind spots
 
-    Rounding to signs has no range. Of data whose scale follows an outlier of its own all the rest may be used
-    as zero: its range is reached, and a finer grid is a choice. Codes that are shifted by a zero point before
-    they are rounded have none at 0. Clipping inside a block is not told from rounding. Data is looked at in
-    the steps in which the probe is awake.
+    Rounding to signs, with or without zero, has no range. Of data whose scale follows an outlier of its own
+    all the rest may be used as zero: its range is reached, and a finer grid is a choice. Codes that are
+    shifted by a zero point before they are rounded have none at 0. Clipping inside a block is not told from
+    rounding. Data is looked at in the steps in which the probe is awake.
 
     ## Remedies
 

@@ -1,7 +1,7 @@
 """Data on its way onto a grid: how much of what a quantizer gets lies beyond its range, or becomes zero.
 
 A clamp and a rounding belong together where one follows the other with nothing but scaling between; a cast
-to 8 bits is both. What rounds to a sign only has no range to leave.
+to 8 bits is both. What rounds to a sign, or to a sign and zero, has no range to leave.
 """
 
 from __future__ import annotations
@@ -130,6 +130,7 @@ class ClippingWatch:
         filled = float((source != 0).sum()) if rounded is None else rounded.filled
         clipped, reach = cut / filled if filled else 0.0, _reach(out, bounds)
         if rounded is not None:
+            clipped = 0.0 if _is_sign(out) else clipped
             self._note(operation, _Look(clipped, non_finite, rounded.flushed, reach, rounded.sqnr_db))
         else:
             self._clamped[storage_key(out)] = _Clamped(Memory(out), clipped, filled, reach=reach)
@@ -151,7 +152,8 @@ class ClippingWatch:
             reach = _reach(values, [limit])
             self._note(operation, _Look(beyond, _lost(values), flushed, reach, sqnr_db))
         elif clamped is not None and clamped.clipped is not None:
-            look = _Look(clamped.clipped, _lost(values), flushed, clamped.reach, sqnr_db)
+            clipped = 0.0 if _is_sign(values) else clamped.clipped
+            look = _Look(clipped, _lost(values), flushed, clamped.reach, sqnr_db)
             self._note(operation, look)
         else:
             self._rounded[storage_key(out)] = _Clamped(Memory(out), None, filled, flushed, sqnr_db=sqnr_db)
@@ -163,7 +165,8 @@ class ClippingWatch:
             return
         filled = source != 0
         count = float(filled.sum())
-        clipped = float((~mask & filled).sum()) / count if count else 0.0
+        lowest, highest = operation.args[-2:]
+        clipped = float((~mask & filled).sum()) / count if count and highest - lowest > 2 else 0.0
         flushed, sqnr_db = _left_of(_sample(source), _sample(operation.outputs[0]))
         self._note(operation, _Look(clipped, 0.0, flushed, _reach_of_fake(operation, source), sqnr_db))
 
@@ -244,6 +247,11 @@ def _reach(values: Tensor, bounds: list[Any]) -> float:
     sizes = [float(b.detach().abs().max()) if isinstance(b, Tensor) else abs(float(b)) for b in bounds]
     limit = max(sizes, default=0.0)
     return float(values.detach().abs().max()) / limit if 0 < limit < math.inf else 1.0
+
+
+def _is_sign(codes: Tensor) -> bool:
+    """Tell whether no code is beyond 1: the grid is ternary or binary by choice."""
+    return float(codes.detach().abs().max()) <= 1
 
 
 def _reach_of_fake(operation: Operation, source: Tensor) -> float:
