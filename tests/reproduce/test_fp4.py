@@ -21,7 +21,8 @@ from precdoctor.reproduce.reading import line_of
 
 SAMPLE = reproduce.sample_models() / "fp4_lm"
 ERROR = 0.004733854564042025
-#: what is known of 1,250 updates: loss and share of right predictions, and both on unseen text
+#: what is known after 1,250 updates, of short-* and clean-* 500: loss, share of right predictions, both on
+#: unseen text
 KNOWN = {
     "fp4-reported": (4.320, 0.385, 6.04, 0.188),
     "baseline": (0.396, 0.904, 7.79, 0.172),
@@ -29,8 +30,6 @@ KNOWN = {
     "ste-bnb-fp4": (0.347, 0.915, 8.3, 0.155),
     "severed-none": (4.326, 0.385, 6.04, 0.188),
     "severed-int8": (4.326, 0.385, 6.04, 0.188),
-    "severed-low-lr": (5.556, 0.385, 6.4, 0.16),
-    "severed-high-lr": (3.471, 0.383, 6.6, 0.16),
     "severed-retied": (4.540, 0.079, 6.5, 0.07),
     "severed-head": (2.672, 0.5, 6.5, 0.16),
     "severed-blocks": (1.475, 0.7, 6.5, 0.16),
@@ -43,6 +42,9 @@ KNOWN = {
     "short-ste-float32-attention": (0.716, 0.82, 7, 0.16),
     "short-ste-float32-ffn": (0.755, 0.82, 7, 0.16),
     "short-ste-float32-head": (0.735, 0.82, 7, 0.16),
+    "short-fp4-reported": (4.920, 0.391, 6.23, 0.16),
+    "short-severed-low-lr": (6.060, 0.293, 6.59, 0.123),
+    "short-severed-high-lr": (3.641, 0.380, 6.39, 0.151),
     "clean-untied": (3.841, 0.276, 3.841, 0.276),
     "clean-ste-bnb-fp4": (3.842, 0.276, 3.842, 0.276),
     "clean-fp4-reported": (5.734, 0.246, 5.734, 0.246),
@@ -53,7 +55,8 @@ FORMATS = {"bnb-fp4": {"mean_absolute_error": 0.00193104452, "sqnr_db": 18.28}}
 
 def training(name: str) -> runs.Training:
     loss, accuracy, honest_loss, honest_accuracy = KNOWN[name]
-    severed, tied = name.startswith(("fp4", "severed")), name in ("baseline", "severed-retied")
+    severed = name.removeprefix("short-").startswith(("fp4", "severed"))
+    tied = name in ("baseline", "severed-retied")
     looks = [{"step": 1000 * n, "update": 250 * n, "loss": loss, "accuracy": accuracy} for n in range(1, 6)]
     for n, look in enumerate(looks):
         if severed or name.startswith(("ste", "cpu")):
@@ -63,7 +66,7 @@ def training(name: str) -> runs.Training:
     total = 213_440 if tied else 278_976
     return runs.Training(
         recipe=name,
-        updates=1250,
+        updates=500 if name.startswith(("short", "clean")) else 100 if name == "cpu-fallback" else 1250,
         history=looks,
         honest_loss=honest_loss,
         honest_accuracy=honest_accuracy,
@@ -233,9 +236,9 @@ def test_a_remedy_that_was_tried_must_have_cured() -> None:
 
 
 def test_a_learning_rate_that_cures_does_not_pass() -> None:
-    history = [{**look, "accuracy": 0.7} for look in training("severed-low-lr").history]
-    measured = with_run("severed-low-lr", history=history)
-    assert failing(diagnosis.claims, measured) == ["5 learning rate x 0.1: right"]
+    history = [{**look, "accuracy": 0.7} for look in training("short-severed-low-lr").history]
+    measured = with_run("short-severed-low-lr", history=history)
+    assert failing(diagnosis.claims, measured) == ["5 learning rate x 0.1, 500 updates: right"]
     assert failing(sentences.claims, measured) == ["smaller learning rates might be needed"]
 
 
@@ -267,7 +270,7 @@ def test_a_fallback_that_quantizes_is_no_fallback() -> None:
     history = training("fp4-reported").history
     assert failing(diagnosis.claims, with_run("cpu-fallback", history=history)) == [
         "9 the code's way without CUDA: quantization error",
-        "9 ... and its loss after 1250 updates",
+        "9 ... and its loss after 100 updates",
     ]
 
 

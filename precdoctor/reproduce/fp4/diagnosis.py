@@ -138,14 +138,14 @@ def _cured(m: Measured) -> Iterator[Claim]:
 
 def _not_cured(m: Measured) -> Iterator[Claim]:
     for run, name in {
-        "severed-low-lr": "learning rate x 0.1",
-        "severed-high-lr": "learning rate x 10",
+        "short-severed-low-lr": "learning rate x 0.1",
+        "short-severed-high-lr": "learning rate x 10",
         "severed-int8": "INT8 instead of FP4",
     }.items():
         if m.has(run):
             tried = m.trained[run]
             yield claim(
-                f"{name}: right",
+                f"{name}, {tried.updates:,} updates: right",
                 f"bigram ceiling at most, to {percent(AT_CEILING)}",
                 f"{percent(tried.accuracy)}; ceiling {percent(tried.bigram_ceiling)}",
                 holds=is_context_free(tried),

@@ -23,14 +23,15 @@ CLEAN_TOKENS = 100_000
 
 #: trained for `UPDATES`; what follows the first few shows one thing each
 MAIN = (
-    "fp4-reported", "baseline", "untied", "ste-bnb-fp4", "severed-none", "severed-int8", "severed-low-lr",
-    "severed-high-lr", "severed-retied", "severed-head", "severed-blocks",
+    "fp4-reported", "baseline", "untied", "ste-bnb-fp4", "severed-none", "severed-int8",
+    "severed-retied", "severed-head", "severed-blocks",
 )  # fmt: skip
 QUICK_MAIN = MAIN[:6]
-#: trained for `SHORT_UPDATES`: other formats, and which layers are sensitive
+#: trained for `SHORT_UPDATES`: other formats, which layers are sensitive, learning rates
 SHORT = (
     "untied", "ste-bnb-fp4", "ste-nvfp4", "ste-mxfp4", "ste-nf4", "ste-int8",
     "ste-float32-attention", "ste-float32-ffn", "ste-float32-head",
+    "fp4-reported", "severed-low-lr", "severed-high-lr",
 )  # fmt: skip
 #: trained for `SHORT_UPDATES`, on all of the text but for a part of its own
 CLEAN = ("untied", "ste-bnb-fp4", "fp4-reported")

@@ -131,12 +131,12 @@ def _causes(m: Measured) -> Iterator[Claim]:
         f"float32 {healthy.loss:.3f}, {percent(healthy.accuracy)}",
         holds=gap_closed(m, "ste-bnb-fp4") > CURED,
     )
-    if m.has("severed-low-lr"):
-        low = m.trained["severed-low-lr"]
+    if m.has("short-severed-low-lr", "short-fp4-reported"):
+        low, same = m.trained["short-severed-low-lr"], m.trained["short-fp4-reported"]
         yield _refuted(
             "smaller learning rates might be needed",
-            f"lr x 0.1: loss {low.loss:.3f} in place of {run.loss:.3f}, {percent(low.accuracy)} right",
-            holds=low.loss > run.loss - EQUAL_LOSS and is_context_free(low),
+            f"lr x 0.1: loss {low.loss:.3f} in place of {same.loss:.3f}, {percent(low.accuracy)} right",
+            holds=low.loss > same.loss - EQUAL_LOSS and is_context_free(low),
         )
 
 

@@ -30,9 +30,9 @@ def quantize_fp4(weight, block=64):
 
 
 def dequantize_fp4(packed, absmax, shape):
-    codes = torch.stack((packed >> 4, packed & 15), dim=1).int()
-    values = torch.tensor(FP4_LEVELS + [-level for level in FP4_LEVELS], device=codes.device)[codes]
-    return (values.view(absmax.shape[0], -1) * absmax).view(shape)
+    codes = torch.stack((packed >> 4, packed & 15), dim=1).flatten().int()
+    levels = torch.tensor(FP4_LEVELS + [-level for level in FP4_LEVELS], device=codes.device)
+    return (levels.index_select(0, codes).view(absmax.shape[0], -1) * absmax).view(shape)
 
 
 def bnb_fp4(weight):
@@ -42,8 +42,9 @@ def bnb_fp4(weight):
 def nf4(weight, block=64):
     blocks = weight.reshape(-1, block)
     absmax = blocks.abs().amax(1, keepdim=True).clamp(min=1e-30)
-    codes = nearest(blocks / absmax, NF4_LEVELS).int()
-    return (torch.tensor(NF4_LEVELS, device=codes.device)[codes] * absmax).view(weight.shape)
+    codes = nearest(blocks / absmax, NF4_LEVELS).flatten().int()
+    levels = torch.tensor(NF4_LEVELS, device=codes.device)
+    return (levels.index_select(0, codes).view_as(blocks) * absmax).view(weight.shape)
 
 
 # ----------------------------------------------------------------------- grids reached by rounding
