@@ -120,7 +120,7 @@ class Follower:
         self.schedules.follow(look, out)
         errors = measured(out, exact)
         relative, same = errors.relative, errors.relative == 0.0 and errors.finite
-        if not errors.finite and not is_finite(out):
+        if not errors.finite and not look.operation.backward and not is_finite(out):
             self._infinite.look(look, out, exact)
         elif look.written:
             self._infinite.forget(out)

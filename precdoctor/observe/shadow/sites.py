@@ -45,6 +45,8 @@ class Site:
     #: forward passes in which it was seen, by their numbers
     passes: set[int] = field(default_factory=set)
     graded: bool = False
+    #: in a backward pass
+    backward: bool = False
     #: what wrong values reached, and in which passes
     reached: dict[str, set[int]] = field(default_factory=dict)
     reached_at: Spot | None = None
@@ -62,6 +64,7 @@ class Site:
         self.last_step = look.step
         self.passes.add(look.number)
         self.graded |= look.is_graded
+        self.backward |= look.operation.backward
         module = look.module
         if module is not None and len(self.modules) < _MOST_NAMES:
             self.modules.setdefault(id(module), weakref.ref(module))

@@ -3,7 +3,8 @@
 An operation is run again in float64 on the exact values of its arguments; what lies between the two is
 the error that came in since something last counted as exact. Exact count parameters, data, random
 numbers, whatever jumps, and what an operation with a weight (a layer) returns: mixed precision accepts
-the rounding of layers, and what is judged is the arithmetic between them.
+the rounding of layers, and what is judged is the arithmetic between them. In a backward pass the user's own
+functions are followed, and what has lost its digits there on its way to the parameters.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from torch import Tensor
 from precdoctor.evidence import Place
 from precdoctor.evidence.exactness import Exactness
 from precdoctor.observe.frames import Spot, UserCode
+from precdoctor.observe.lineage.gradients import function_of_engine
 from precdoctor.observe.lineage.made import storage_key
 from precdoctor.observe.models import Models
 from precdoctor.observe.probe.operations import Operation, tensors_in
@@ -71,23 +74,26 @@ class ShadowWatch:
     def before(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Keep the exact values that an operation is about to write over."""
         kind = kind_of(func)
+        if not kind.writes or self._is_overspent():
+            return
         backward = torch._C._current_graph_task_id() != -1
-        if kind.writes and not backward and not self._is_overspent():
+        if not backward or self._table.has_any(floats((*args, *kwargs.values()))):
             self._follower.before(kind, args, kwargs)
 
     def after(self, operation: Operation) -> None:
         """Look at an operation."""
         kind = kind_of(operation.func)
-        if operation.backward and kind.writes:
-            self._forget(written(kind, operation.args))
         if kind.ignored and not operation.backward:
             self._marks.view_of(operation.args)
         if kind.ignored or self._is_overspent():
+            if operation.backward and kind.writes:
+                self._forget(written(kind, operation.args))
             return
         start = time.thread_time()
         try:
             if operation.backward:
                 self._backward.backward(operation)
+                self._look_back(operation, kind)
             else:
                 self._backward.forward(operation)
                 self._look(operation, kind)
@@ -136,16 +142,37 @@ class ShadowWatch:
 
     # ------------------------------------------------------------------ one operation
 
+    def _look_back(self, operation: Operation, kind: Kind) -> None:
+        """Look at an operation of a backward pass."""
+        damaged = (s.damage for t in floats(operation.inputs) if (s := self._table.get(t)) is not None)
+        is_followed = any(damage is not None and damage.backward for damage in damaged)
+        if not operation.graded and (is_followed or self._is_own(operation.frame)):
+            self._look(operation, kind)
+        elif kind.writes:
+            self._forget(written(kind, operation.args))
+
+    def _is_own(self, frame: FrameType | None) -> bool:
+        """Tell whether the autograd engine runs the user's code: a custom function's backward, or a hook."""
+        function = function_of_engine(frame)
+        while function is not None and frame is not None:
+            if self._code.is_user(frame.f_code.co_filename):
+                return True
+            frame = frame.f_back if frame is not function else None
+        return False
+
     def _look(self, operation: Operation, kind: Kind) -> None:
+        backward = operation.backward
         self._operations += 1
-        self._passes.add(self._number)
+        if not backward:
+            self._passes.add(self._number)
         inputs, into = floats(operation.inputs), written(kind, operation.args)
         outs = into or floats(operation.outputs)
         if not outs:
             if kind.name == "_local_scalar_dense" and inputs:
                 self._is_read(inputs[0])
             return
-        look = Look(self._code, operation, kind, inputs, into, self._number)
+        # the loss, at which passes are told apart, is known when backward begins
+        look = Look(self._code, operation, kind, inputs, into, self._number - backward)
         if kind.factory:
             self._marks.born(outs, (look.spot,) if look.spot is not None else ())
             if not kind.counting:
@@ -160,9 +187,9 @@ class ShadowWatch:
         elif kind.same and not into and inputs and self._marks.is_weight(inputs[0]):
             self._marks.weights(outs)
         elif self._marks.is_layer(look):
-            self._arrive("layer", inputs, look)
+            self._arrive("gradient" if backward else "layer", inputs, look)
             self._marks.layers(outs)
-            if not operation.graded and len(self._evaluated) < _EVALUATIONS:
+            if not operation.graded and not backward and len(self._evaluated) < _EVALUATIONS:
                 self._evaluated.add(self._number)
             self._restart(look, outs)
         elif kind.restarts:
@@ -188,8 +215,8 @@ class ShadowWatch:
         self._check(look, outs)
 
     def _check(self, look: Look, outs: Sequence[Tensor]) -> None:
-        """Look for inf and NaN only."""
-        for out in outs:
+        """Look for inf and NaN only; those of a backward pass are found by another instrument."""
+        for out in outs if not look.operation.backward else ():
             if out.numel() <= LARGEST and not is_finite(out):
                 self._infinite.look(look, out, None)
             elif look.written:
@@ -205,7 +232,10 @@ class ShadowWatch:
             exact = shadow.view(tensor)
             error = measured(tensor, exact).relative
             if hurt_of(shadow.damage, tensor, exact, error) is not None:
-                spot = look.spot if look is not None else None
+                is_line = look is not None and (
+                    not look.operation.backward or self._is_own(look.operation.frame)
+                )
+                spot = look.spot if look is not None and is_line else None
                 shadow.damage.reach(where, self._number, spot, error)
 
     def _is_read(self, tensor: Tensor) -> None:

@@ -1,15 +1,21 @@
-"""A gradient that is not finite though the loss is: where it began, and whether a step was taken with it."""
+"""What goes wrong in backward passes: inf and NaN though the loss is finite, and digits that are lost."""
 
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
 
-from precdoctor.evidence import NonFiniteGradient
+from precdoctor.evidence import Exactness, NonFiniteGradient
 from precdoctor.rules import diagnose
 from precdoctor.script import scan
+from tests.observe.shadow.shadowing import layer, place, shadowed
 
 PROGRAM = """
 import torch
@@ -152,3 +158,99 @@ def test_finite_gradients_are_left_alone(forward: str) -> None:
 
 def test_a_loss_that_is_not_finite_is_another_matter() -> None:
     assert found("out = (h * h).sum(1).sqrt()", loss="* float('nan')") == ()
+
+
+# ---------------------------------------------------------------------- digits lost in the program's own code
+
+
+class Scaled(torch.autograd.Function):
+    """Multiplies the gradient by the variance of the input, which is far from 0."""
+
+    low = torch.bfloat16
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        (x,) = ctx.saved_tensors
+        return gradient * variance(x, Scaled.low)
+
+
+def variance(x: Tensor, low: torch.dtype) -> Tensor:
+    far = (x.detach() + 100).to(low)
+    mean = far.mean(-1, keepdim=True)
+    return ((far * far).mean(-1, keepdim=True) - mean * mean).to(x.dtype)
+
+
+def custom(hidden: Tensor) -> Tensor:
+    return Scaled.apply(hidden)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def hooked(hidden: Tensor) -> Tensor:
+    hidden.register_hook(lambda gradient: gradient * variance(hidden, Scaled.low))  # type: ignore[no-untyped-call]
+    return hidden * 2
+
+
+class Softmax(torch.autograd.Function):
+    """A softmax whose derivative is written out, in the format of its input."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = x.softmax(-1)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        (y,) = ctx.saved_tensors
+        return y * (gradient - (gradient * y).sum(-1, keepdim=True))
+
+
+def softmax(hidden: Tensor) -> Tensor:
+    return Softmax.apply(hidden.bfloat16()).float()  # type: ignore[no-any-return, no-untyped-call]
+
+
+def built_in(hidden: Tensor) -> Tensor:
+    return F.layer_norm(F.log_softmax(hidden.bfloat16(), -1), (8,)).float()
+
+
+def backward_passes(act: Callable[[Tensor], Tensor], passes: int = 3) -> Exactness:
+    """Train a layer in front of ``act``, the gradient of whose input goes on through a product to it."""
+    first, last = layer(8, 8), layer(8, 1)
+    optimizer = torch.optim.SGD([*first.parameters(), *last.parameters()], lr=1e-3)
+    with shadowed() as watch:
+        for number in range(passes):
+            torch.manual_seed(number)
+            loss = last(act(first(torch.randn(16, 8)))).square().mean()
+            watch.losses([loss], number, None)
+            loss.backward()
+            watch.step_begins(optimizer, number)
+            optimizer.step()
+            optimizer.zero_grad()
+    return watch.evidence(place)
+
+
+@pytest.mark.parametrize("act", [custom, hooked])
+def test_a_difference_in_a_backward_of_the_program_reaches_the_gradients(
+    act: Callable[[Tensor], Tensor],
+) -> None:
+    [site] = backward_passes(act).cancellations
+    assert (site.operation, site.source_format, site.passes) == ("sub", "bfloat16", 3)
+    assert site.place is not None
+    assert site.place.function == "variance"
+    assert site.error > 0.5
+    assert dict(site.reached) == {"gradient": 3}
+    assert site.reached_at is None  # the engine has no line
+
+
+def test_the_same_in_float64_is_sound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Scaled, "low", torch.float64)
+    assert backward_passes(custom).cancellations == ()
+
+
+@pytest.mark.parametrize("act", [softmax, built_in])
+def test_gradients_in_bfloat16_are_sound(act: Callable[[Tensor], Tensor]) -> None:
+    assert backward_passes(act).cancellations == ()
