@@ -47,6 +47,8 @@ class Accumulation:
     still_share: float = 0.0
     #: averages: what an update leaves of the old value; None where it is no plain number
     decay: float | None = None
+    #: averages: updates scaled the old value and brought nothing new, as weight decay does
+    only_scaled: bool = False
     #: averages: distance from the exact average, relative to the way that has come since the first sight; and
     #: the distance that rounding the exact one once would leave. None where it could not be followed
     distance: float | None = None

@@ -10,6 +10,7 @@ from precdoctor.formats import Format
 from precdoctor.rules.accumulated import (
     accumulation_locations,
     accumulation_subjects,
+    is_weight_decay,
     low_format,
     origin_of,
     who,
@@ -92,7 +93,8 @@ class FrozenAverage(Rule):
         lines: dict[Place | None, list[tuple[Severity, Accumulation, Format]]] = {}
         for record in evidence.accumulations:
             fmt = low_format(record)
-            severity = _severity(record, fmt) if fmt is not None and record.kind == "average" else None
+            is_average = record.kind == "average" and not is_weight_decay(evidence, record)
+            severity = _severity(record, fmt) if fmt is not None and is_average else None
             if fmt is not None and severity is not None:
                 lines.setdefault(record.place, []).append((severity, record, fmt))
         found = []

@@ -6,12 +6,27 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from precdoctor.evidence import Decay, Evidence
+from precdoctor.rules.accumulated import (
+    accumulation_locations,
+    accumulation_subjects,
+    is_weight_decay,
+    low_format,
+    origin_of,
+    who,
+)
 from precdoctor.rules.descent import is_frozen, is_replayed
 from precdoctor.rules.finding import Finding, Severity
-from precdoctor.rules.prescriptions import for_lost_updates
-from precdoctor.rules.reading import Stepped, by_cause, format_locations, parameter_subjects, stepped
+from precdoctor.rules.prescriptions import for_lost_updates, ranked
+from precdoctor.rules.reading import (
+    MIN_STEPS,
+    Stepped,
+    by_cause,
+    format_locations,
+    parameter_subjects,
+    stepped,
+)
 from precdoctor.rules.rule import Rule
-from precdoctor.rules.wording import count, number, percent
+from precdoctor.rules.wording import at, count, number, percent
 
 #: share of the decay that arrives, at the upper end of its interval, below which it counts as swallowed
 MAX_ARRIVED = 0.2
@@ -42,7 +57,9 @@ class SwallowedWeightDecay(Rule):
     Regression of the applied updates on the gradient's part and the decay's part of the intended ones: at
     the upper end of the 95 % interval less than 20 % of the decay arrived, in a format below float32. It is
     a warning when the run's decay would have shrunk the weights by 5 % or more, or when lr x weight_decay
-    is 5e-4 or more per step; else a note. Parameters that are frozen altogether belong to PD101.
+    is 5e-4 or more per step; else a note. Parameters that are frozen altogether belong to PD101. The same
+    for parameters that a line of the program scales down itself, beside the optimizer, where less than 20 %
+    of what it meant arrived.
 
     ## Blind spots
 
@@ -72,7 +89,7 @@ class SwallowedWeightDecay(Rule):
         for severity in ("warning", "note"):
             for group in by_cause(i for i in found if _severity(i) == severity):
                 findings.append(cls._finding(group, severity))
-        return findings
+        return [*findings, *cls._by_hand(evidence)]
 
     @classmethod
     def _finding(cls, items: Sequence[Stepped], severity: Severity) -> Finding:
@@ -114,6 +131,53 @@ class SwallowedWeightDecay(Rule):
             prescriptions=for_lost_updates(items, scaling=False) if severity == "warning" else (),
         )
 
+    @classmethod
+    def _by_hand(cls, evidence: Evidence) -> list[Finding]:
+        """Return a finding per line that scales the parameters itself, outside of an optimizer."""
+        findings = []
+        for record in evidence.accumulations:
+            fmt = low_format(record)
+            if fmt is None or record.decay is None or not is_weight_decay(evidence, record):
+                continue
+            if record.updates < MIN_STEPS or record.edq_high >= MAX_ARRIVED:
+                continue
+            per_step = 1 - record.decay
+            total = 1 - record.decay ** (record.last_step - record.first_step + 1)
+            severity = _grade(total, per_step)
+            findings.append(
+                Finding(
+                    rule=cls.id,
+                    name=cls.name,
+                    severity=severity,
+                    subjects=accumulation_subjects(record, "parameter"),
+                    message=(
+                        f"{who(record, 'parameter')} in {record.format}: scaled by {record.decay:.6g}"
+                        f"{at(record.place)}, which changes nothing: {number(per_step)} of a weight is less "
+                        f"than half an ulp, {number(fmt.eps / 4)} .. {number(fmt.eps / 2)} of it; "
+                        f"{percent(max(record.edq, 0.0))} of the decay arrived, where this run meant "
+                        f"{percent(total)} of the weights' size."
+                    ),
+                    locations=accumulation_locations(evidence, record),
+                    measured={
+                        "parameters": record.tensors,
+                        "format": record.format,
+                        "decay_per_step": per_step,
+                        "decay_arrived": record.edq,
+                        "decay_arrived_low": record.edq_low,
+                        "decay_arrived_high": record.edq_high,
+                        "decay_intended_total": total,
+                        "half_ulp_share_min": fmt.eps / 4,
+                        "half_ulp_share_max": fmt.eps / 2,
+                    },
+                    prescriptions=ranked(
+                        [
+                            ("autocast", f"float32 weights{at(origin_of(evidence, record))} take the decay"),
+                        ]
+                    ),
+                )
+            )
+        return findings
+
 
 def _decay(item: Stepped) -> Decay:
     decay = item.updates.decay
@@ -130,5 +194,8 @@ def _is_swallowed(item: Stepped) -> bool:
 
 def _severity(item: Stepped) -> Severity:
     decay = _decay(item)
-    matters = decay.intended_total >= MATTERS_TOTAL or decay.per_step >= MATTERS_PER_STEP
-    return "warning" if matters else "note"
+    return _grade(decay.intended_total, decay.per_step)
+
+
+def _grade(total: float, per_step: float) -> Severity:
+    return "warning" if total >= MATTERS_TOTAL or per_step >= MATTERS_PER_STEP else "note"

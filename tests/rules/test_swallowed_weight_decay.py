@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from precdoctor.evidence import Decay, Parameter
+from precdoctor.evidence import Accumulation, Decay, Parameter, Place
+from precdoctor.rules.frozen_average import FrozenAverage
 from precdoctor.rules.swallowed_weight_decay import SwallowedWeightDecay
 from tests.rules.build import CAST, evidence, lost, norm, parameter, updates
 from tests.rules.build import with_bench as benched
@@ -48,6 +49,36 @@ def test_is_silent_in_float32_and_about_optimizers_that_carry() -> None:
 def test_leaves_frozen_parameters_to_pd101() -> None:
     decay = Decay(per_step=1e-3, arrived=0.0, low=0.0, high=0.0, intended_total=0.6)
     assert judge(evidence(norm(updates=lost(decay=decay)))) == []
+
+
+def by_hand(**changes: Any) -> Accumulation:
+    """Return what a line that scales the parameters does."""
+    values: dict[str, Any] = {"kind": "average", "only_scaled": True, "format": "bfloat16", "updates": 40}
+    values |= {"decay": 0.9995, "edq": 0.0, "edq_low": 0.0, "edq_high": 0.01, "lost_share": 1.0}
+    values |= {"first_step": 1, "last_step": 200, "names": (parameter().name,)}
+    return Accumulation(**{**values, "place": Place(file="train.py", line=9), **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "severities"),
+    [
+        ({}, ["warning"]),
+        ({"decay": 0.99995, "last_step": 400}, ["note"]),
+        ({"decay": 0.99995, "last_step": 2000}, ["warning"]),
+        ({"edq_high": 0.3}, []),
+        ({"format": "float32"}, []),
+        ({"updates": 2}, []),
+        ({"only_scaled": False}, []),
+        ({"names": ("temperature",)}, []),
+    ],
+)
+def test_finds_decay_by_hand_that_never_arrives(changes: dict[str, Any], severities: list[str]) -> None:
+    seen = evidence(parameter(), accumulations=(by_hand(**changes),))
+    found = judge(seen)
+    assert [finding.severity for finding in found] == severities
+    if found:
+        assert "at train.py:9, which changes nothing" in found[0].message
+        assert FrozenAverage.criterion(seen) == []
 
 
 def test_is_silent_without_decay() -> None:

@@ -96,7 +96,10 @@ def _still(group: list[Ended]) -> float:
 
 def _average(group: list[Ended]) -> dict[str, object]:
     decays = sum(e.decays for e in group)
-    values: dict[str, object] = {"decay": math.exp(sum(e.log_decay for e in group) / decays)}
+    values: dict[str, object] = {
+        "decay": math.exp(sum(e.log_decay for e in group) / decays),
+        "only_scaled": all(bool(e.only_scaled) for e in group),
+    }
     ways = [e.way for e in group if e.way is not None]
     if ways:
         far, way, best = torch.stack(ways).sum(0).tolist()

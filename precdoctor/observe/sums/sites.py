@@ -36,6 +36,7 @@ class Ended:
     numel: int
     log_decay: float
     decays: int
+    only_scaled: Tensor
     commits: int
     origin: Origin | None
     #: what was added to the largest element at the last updates
@@ -60,6 +61,7 @@ class Ended:
             numel=math.prod(slot.size),
             log_decay=slot.log_decay,
             decays=slot.decays,
+            only_scaled=slot.only_scaled,
             commits=slot.commits,
             origin=slot.origin,
             increments=[row[1] for row in slot.recent],
@@ -79,6 +81,7 @@ class Ended:
         self.numel = max(self.numel, other.numel)
         self.log_decay += other.log_decay
         self.decays += other.decays
+        self.only_scaled = self.only_scaled & other.only_scaled
         self.commits += other.commits
         self.origin = self.origin or other.origin
         self.increments = [*self.increments, *other.increments][-_MOST_APART:]

@@ -25,6 +25,8 @@ _RECENT, _WINDOW, _LAST = 32, 4, 2
 #: what is averaged is known by the mean of what was seen of it, the last this many weighing most; from two
 #: values on
 _SEEN, _ENOUGH = 8, 2
+#: rounding of float64, over the value, that a scaled one may be off by
+_SCALED = 1e-12
 #: sums of gradients whose error is kept, of one parameter
 _MOST_SUMS = 64
 
@@ -58,6 +60,8 @@ class Slot:
     doubt: Tensor
     #: updates that changed nothing while nobody looked
     standing: Tensor
+    #: no update brought anything new: each scaled the old value
+    only_scaled: Tensor
     #: elements that were meant to change, and those that did
     driven: Tensor
     moved: Tensor
@@ -130,6 +134,7 @@ class Slot:
             totals=now.new_zeros(7),
             doubt=torch.zeros_like(now),
             standing=now.new_zeros(()),
+            only_scaled=torch.tensor(True, device=now.device),
             driven=torch.zeros_like(now, dtype=torch.bool),
             moved=torch.zeros_like(now, dtype=torch.bool),
             first_step=step,
@@ -162,6 +167,8 @@ class Slot:
         self.added = self.added + uu.sum()
         if self.slope == 1.0:
             self.missing = self.missing + u - a
+        scaled = (self.slope - 1) * self.base
+        self.only_scaled = self.only_scaled & ((u - scaled).abs() <= _SCALED * self.base.abs()).all()
         if not math.isnan(self.slope) and self.slope > 0:
             self.log_decay += math.log(self.slope)
             self.decays += 1

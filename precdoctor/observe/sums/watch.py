@@ -142,7 +142,9 @@ class AccumulationWatch:
         slope = slopes[0]
         for operand, each in zip(call.operands[1:], slopes[1:], strict=True):
             other = self._values.at(operand) if isinstance(operand, Tensor) else None
-            if other is not None and value in other.terms:
+            if other is value:
+                slope += each  # p.add_(p, alpha=-decay)
+            elif other is not None and value in other.terms:
                 slope += each * other.terms[value]
         self._writes.append((call, value, self._values.exactly(call, samples), slope))
 

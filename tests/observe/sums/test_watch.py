@@ -91,12 +91,36 @@ def test_a_value_that_is_only_scaled_is_an_average_of_nothing() -> None:
     assert (float(slow), lost.lost_share, lost.edq) == (2.0, 1.0, 0.0)
     assert lost.decay == pytest.approx(0.9985, rel=1e-4)
     assert kept.edq == pytest.approx(1.0, abs=0.05)
+    assert lost.only_scaled
+    assert kept.only_scaled
+
+
+@pytest.mark.parametrize("way", ["mul", "add", "sub", "copy"])
+def test_a_weight_that_decays_by_hand_is_only_scaled(way: str) -> None:
+    weight = torch.full((64,), 1.5, dtype=BF16)
+
+    def decay(_: int) -> None:
+        for _ in range(10):
+            if way == "mul":
+                weight.mul_(0.999)
+            elif way == "add":
+                weight.add_(weight, alpha=-0.001)
+            elif way == "sub":
+                weight.sub_(weight * 0.001)
+            else:
+                weight.copy_(weight * 0.999)
+
+    record = only(watched(decay), "average")
+    assert record.decay == pytest.approx(0.999, rel=1e-4)
+    assert record.only_scaled
+    assert (record.edq, float(weight[0])) == (0.0, 1.5)
 
 
 def test_a_value_that_is_scaled_and_added_to_is_one_update() -> None:
     average = torch.ones(64, dtype=BF16)
     record = only(watched(lambda _: average.mul_(0.9).add_(torch.full((64,), 0.3))), "average")
     assert record.updates == 2  # the probe sleeps after the third step
+    assert not record.only_scaled
 
 
 def test_knows_the_lines_that_made_a_sum_and_add_to_it() -> None:
