@@ -200,12 +200,12 @@ def _ruin(site: NonFinite, evidence: Evidence) -> str:
     explained = any(harm(other, evidence) for other in seen.non_finite) or any(
         gradient.steps for gradient in seen.non_finite_gradients
     )
-    if not ill or explained or site.kind == "undefined" or other_overflows(evidence):
+    if not ill or explained or site.kind == "undefined" or _is_explained_elsewhere(evidence):
         return ""
     return f"at the end {several(ill)} {'hold' if len(ill) > 1 else 'holds'} inf or NaN"
 
 
-def other_overflows(evidence: Evidence) -> bool:
+def _is_explained_elsewhere(evidence: Evidence) -> bool:
     """Tell whether weights that are not finite are explained by another rule."""
     return any(rule.criterion(evidence) for rule in (VanishingEpsilon, GradientOverflow))
 
@@ -227,6 +227,6 @@ def unseen_since(evidence: Evidence) -> int | None:
         return None
     if any(site.steps for site in exactness(evidence).non_finite_gradients):
         return None
-    if other_overflows(evidence):
+    if _is_explained_elsewhere(evidence):
         return None
     return first_non_finite_step(evidence)

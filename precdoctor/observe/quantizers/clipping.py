@@ -10,7 +10,6 @@ import math
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from types import FrameType
 from typing import Any
 
 import torch
@@ -20,9 +19,10 @@ from precdoctor.evidence import DataQuantizer, Place
 from precdoctor.observe.frames import Spot, UserCode
 from precdoctor.observe.lineage.made import Memory, storage_key
 from precdoctor.observe.models import Models
-from precdoctor.observe.probe.forwards import CALL
+from precdoctor.observe.probe.forwards import innermost_module
 from precdoctor.observe.probe.operations import Operation, tensors_in
-from precdoctor.observe.watch import is_plain
+from precdoctor.observe.quantizers.fidelity import decibels, sample
+from precdoctor.observe.watch import Watch, is_plain
 
 _CLAMPS = ("aten::clamp", "aten::clamp_", "aten::clip", "aten::clip_", "aten::hardtanh", "aten::hardtanh_")
 _ROUNDS = ("aten::round", "aten::round_", "aten::floor", "aten::floor_")
@@ -141,7 +141,7 @@ class ClippingWatch:
             return
         clamped = self._clamped.pop(storage_key(source), None)
         values = out.float()
-        given = before if before is not None and operation.name.endswith("_") else _sample(source)
+        given = before if before is not None else _sample(source)
         flushed, sqnr_db = _left_of(given, _sample(values))
         filled = float((given != 0).double().mean()) * source.numel()
         if _to_float8(operation):
@@ -180,7 +180,7 @@ class ClippingWatch:
                 table[storage_key(out)] = replace(known, memory=Memory(out))
 
     def _note(self, operation: Operation, look: _Look) -> None:
-        module = _module(operation.frame)
+        module = innermost_module(operation.frame)
         if module is None or not module.training:  # not in the forward pass of a model that is trained
             return
         spot = self._code.innermost(operation.frame)[0]
@@ -269,10 +269,7 @@ def _reach_of_fake(operation: Operation, source: Tensor) -> float:
 
 
 def _sample(tensor: Tensor) -> Tensor:
-    """Return a float64 copy of evenly spread values of a tensor, as a vector."""
-    flat = tensor.detach().reshape(-1)
-    # an odd distance: a power of two would hit the same columns of a matrix always
-    return flat[:: flat.numel() // _MOST | 1].double()
+    return sample(Watch.of(tensor.numel(), _MOST), tensor)
 
 
 def _left_of(given: Tensor, used: Tensor) -> tuple[float, float | None]:
@@ -281,8 +278,7 @@ def _left_of(given: Tensor, used: Tensor) -> tuple[float, float | None]:
     count = float(filled.sum())
     flushed = float(((used == 0) & filled).sum()) / count if count else 0.0
     signal, noise = float(given.square().sum()), float((used - given).square().sum())
-    known = 0 < signal < math.inf and 0 < noise < math.inf
-    return flushed, 10 * math.log10(signal / noise) if known else None
+    return flushed, decibels(signal, noise)
 
 
 def _largest(values: list[float | None]) -> float | None:
@@ -299,13 +295,3 @@ def _to_float8(operation: Operation) -> bool:
     if operation.name not in ("aten::_to_copy", "aten::copy_"):
         return False
     return any("float8" in str(t.dtype) for t in operation.outputs)
-
-
-def _module(frame: FrameType | None) -> nn.Module | None:
-    """Return the innermost module whose forward is running."""
-    while frame is not None:
-        if frame.f_code is CALL:
-            found = frame.f_locals["self"]
-            return found if isinstance(found, nn.Module) else None
-        frame = frame.f_back
-    return None

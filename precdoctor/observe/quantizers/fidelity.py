@@ -21,6 +21,12 @@ def sample(watch: Watch, tensor: Tensor) -> Tensor:
     return watch.view(tensor).reshape(-1).double().clone()
 
 
+def decibels(signal: float, noise: float) -> float | None:
+    """Return the ratio of two energies in decibels; None where one of them is zero or not finite."""
+    known = 0 < signal < math.inf and 0 < noise < math.inf
+    return 10 * math.log10(signal / noise) if known else None
+
+
 def fidelity(step: int, parameter: Tensor, used: Tensor, watch: Watch) -> Fidelity:
     """Compare the used values with the parameter, both of one shape, after ``step`` optimizer steps.
 
@@ -38,7 +44,7 @@ def fidelity(step: int, parameter: Tensor, used: Tensor, watch: Watch) -> Fideli
     return Fidelity(
         step=step,
         mean_absolute_error=float(error.abs().mean()) if bool(finite.any()) else math.inf,
-        sqnr_db=10 * math.log10(signal / noise) if noise > 0 and signal > 0 else None,
+        sqnr_db=decibels(signal, noise),
         clipped_share=_clipped_share(weight, seen, size, watch, eps),
         reach=tensor_max / weight_max if weight_max > 0 and math.isfinite(tensor_max) else 1.0,
         flushed_share=float(((seen == 0) & (weight != 0)).double().mean()),

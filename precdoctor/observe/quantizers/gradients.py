@@ -73,12 +73,14 @@ class GradientQuantizerWatch:
                 for root in made.roots:
                     self._compare(root, made, gradient)
         self._lineage.step_begins(optimizer, step)
-        self._gradients.clear()
-        self._judged.clear()
+        self._forget()
 
     def fall_asleep(self) -> None:
         """Let go of the gradients."""
         self._lineage.fall_asleep()
+        self._forget()
+
+    def _forget(self) -> None:
         self._gradients.clear()
         self._judged.clear()
 
