@@ -89,6 +89,8 @@ class Cancellation(Site):
     #: operation that brought most of the error in, and its format
     source: str = ""
     source_format: str = ""
+    #: what it rounded are probabilities or their logarithms
+    probabilities: bool = False
     #: norm of the error over norm of the exact value: of the arguments and of the result, at worst
     error_before: float = 0.0
     error: float = 0.0

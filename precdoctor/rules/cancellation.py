@@ -27,7 +27,7 @@ from precdoctor.rules.wording import at, number, percent
 FAILED_ERROR = 0.3
 #: share of the evaluations seen in which a difference has to do harm: one may be all that there are
 EVALUATIONS_SHARE = 0.5
-_SOFTMAX = ("_log_softmax", "_softmax", "logsumexp")
+_CASTS = ("_to_copy", "copy")
 
 
 class Cancellation(Rule):
@@ -57,14 +57,14 @@ class Cancellation(Rule):
     seen; one pass is enough, in code without gradient, where a model is evaluated in it, what is reached
     (or read by Python) is off by more than 50 %, and it is so in half of the evaluations. A quotient by the
     difference that is subtracted from 1, as in a score (R2), counts there as it is. An error where what it
-    reaches is off by more than 50 %, else a warning. A warning, too, for a difference of log-probabilities
-    formed in 16 bits that gradient goes through and that is off by more than 50 % in half of the passes;
-    and where the script fails in a factorization just after. Of a schedule, which is a table of 32 numbers
-    or more that rises or falls all along, 1 % of the elements off by half their value are enough, in c - a
-    of what is looked up in it (or of all of it) in 16 bits, where a root, a logarithm or a quotient of that
-    is taken: the first timesteps of a noise schedule get no noise. Exact counts what layers return: the
-    rounding of mixed precision inside the model is not judged. Results that are zero but for the rounding
-    of float64 are none.
+    reaches is off by more than 50 %, else a warning. A warning, too, for a difference of probabilities or
+    their logarithms, formed in 16 bits or rounded to them, that gradient goes through and that is off by
+    more than 50 % in half of the passes; and where the script fails in a factorization just after. Of a
+    schedule, which is a table of 32 numbers or more that rises or falls all along, 1 % of the elements off
+    by half their value are enough, in c - a of what is looked up in it (or of all of it) in 16 bits, where
+    a root, a logarithm or a quotient of that is taken: the first timesteps of a noise schedule get no
+    noise. Exact counts what layers return: the rounding of mixed precision inside the model is not judged.
+    Results that are zero but for the rounding of float64 are none.
 
     ## Blind spots
 
@@ -141,11 +141,11 @@ def _times(error: float) -> str:
 def _cures(site: records.Cancellation) -> list[tuple[str, str]]:
     form = format_named(site.source_format)
     wide = "float64" if form is not None and form.bits >= 32 else "float32"
-    what = site.source.lstrip("_") or "its arguments"
-    return [
-        ("subtract-first", _first(site)),
-        (f"{wide}-op", f"compute {what}{at(site.cause or site.place)} in {wide}"),
-    ]
+    line = at(site.cause or site.place)
+    what = f"compute {site.source.lstrip('_') or 'its arguments'}{line} in {wide}"
+    if site.source in _CASTS:
+        what = f"leave what is rounded to {site.source_format}{line} in {wide}"
+    return [("subtract-first", _first(site)), (f"{wide}-op", what)]
 
 
 def _first(site: records.Cancellation) -> str:
@@ -165,7 +165,7 @@ def _ends_of_evaluation(site: records.Cancellation, seen: records.Exactness) -> 
 
 
 def _is_noise(site: records.Cancellation, seen: records.Exactness) -> bool:
-    narrow = site.source in _SOFTMAX and site.source_format in ("float16", "bfloat16")
+    narrow = site.probabilities and site.source_format in ("float16", "bfloat16")
     often = site.passes >= MIN_PASSES and site.passes >= NOISE_SHARE * seen.passes
     return narrow and site.graded and often and site.error > ERROR
 

@@ -47,6 +47,7 @@ def test_the_line_that_brings_the_error_in_is_the_cause() -> None:
 def ratio(**changes: object) -> Site:
     """Return a difference of log-probabilities that is noise."""
     values: dict[str, object] = {"source": "_log_softmax", "source_format": "bfloat16", "graded": True}
+    values |= {"probabilities": True}
     return cancellation(**{**values, **changes})
 
 
@@ -54,11 +55,24 @@ def test_a_difference_of_log_probabilities_that_is_noise_is_a_warning() -> None:
     (finding,) = judged(ratio())
     assert finding.severity == "warning"
     assert finding.prescriptions[-1].remedy == "float32-op"
+    assert "compute log_softmax" in finding.prescriptions[-1].why
+
+
+def test_what_was_cast_is_to_be_left_as_it_was() -> None:
+    (finding,) = judged(ratio(source="_to_copy"))
+    assert "leave what is rounded to bfloat16" in finding.prescriptions[-1].why
+    assert finding.prescriptions[-1].why.endswith("in float32")
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"graded": False}, {"source_format": "float32"}, {"source": "sigmoid"}, {"error": 0.4}, {"passes": 9}],
+    [
+        {"graded": False},
+        {"source_format": "float32"},
+        {"probabilities": False},
+        {"error": 0.4},
+        {"passes": 9},
+    ],
 )
 def test_it_is_none_without_gradient_or_in_float32_or_where_it_is_rare(changes: dict[str, object]) -> None:
     assert not judged(ratio(**changes))

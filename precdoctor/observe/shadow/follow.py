@@ -153,7 +153,7 @@ class Follower:
         rounding = torch.finfo(out.dtype).eps
         # squares of independent errors add up; more than rounding brings in is an error that has grown
         if largest is None or (relative**2 > 2 * largest.error**2 and relative <= rounding):
-            return Origin(look.spot, look.kind.name, out.dtype)
+            return Origin(look.spot, look.kind.name, out.dtype, self._marks.is_probability(out))
         return largest.origin
 
 

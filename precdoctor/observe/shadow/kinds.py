@@ -66,6 +66,8 @@ mse_loss l1_loss smooth_l1_loss huber_loss nll_loss_forward binary_cross_entropy
 _REDUCTIONS = frozenset(_REDUCTIONS_TEXT.split())
 #: logarithms of sums: gradient goes by the differences of what they get
 _LOGS = frozenset(("logsumexp", "logaddexp", "logaddexp2", "logcumsumexp"))
+#: probabilities and their logarithms, whose differences count
+_PROBABILITIES = frozenset(("_softmax", "_log_softmax", "logsumexp"))
 _OVERWRITES = frozenset(("copy", "fill", "zero"))
 _FACTORIES_TEXT = """
 zeros ones full zeros_like ones_like full_like new_zeros new_ones new_full eye scalar_tensor arange linspace
@@ -104,6 +106,7 @@ class Kind:
     wave: bool = False
     same: bool = False
     log: bool = False
+    probabilities: bool = False
 
     @property
     def adds(self) -> bool:
@@ -142,4 +145,5 @@ def kind_of(func: Any) -> Kind:
         wave=name in _WAVES,
         same=name in _SAME,
         log=name in _LOGS,
+        probabilities=name in _PROBABILITIES,
     )

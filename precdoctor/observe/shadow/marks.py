@@ -27,6 +27,8 @@ class Marks:
         self._sums: dict[int, Memory] = {}
         #: logarithms of sums
         self._logs: dict[int, Memory] = {}
+        #: probabilities or their logarithms, in another format or place too
+        self._probabilities: dict[int, Memory] = {}
         #: constants, and exact tensors made from them alone, with the lines that made the constants
         self._born: dict[int, tuple[Memory, tuple[Spot, ...]]] = {}
 
@@ -75,6 +77,17 @@ class Marks:
         known = self._logs.get(key)
         return known is not None and not known.gone
 
+    def probabilities(self, look: Look, outs: Sequence[Tensor]) -> None:
+        """Take note of probabilities, where an operation makes or moves them."""
+        moved = look.kind.moves and bool(self._probabilities) and any(map(self.is_probability, look.inputs))
+        if look.kind.probabilities or moved:
+            self._probabilities.update({storage_key(t): Memory(t) for t in outs})
+
+    def is_probability(self, tensor: Tensor) -> bool:
+        """Tell whether a tensor holds probabilities or their logarithms."""
+        known = self._probabilities.get(storage_key(tensor))
+        return known is not None and not known.gone
+
     def births(self, look: Look, out: Tensor) -> tuple[Spot, ...]:
         """Return the lines of the constants of a result's shape that it was made from."""
         found: dict[Spot, None] = {}
@@ -91,7 +104,7 @@ class Marks:
 
     def sweep(self) -> None:
         """Forget memory that is gone."""
-        for memories in (self._weights, self._layers, self._sums, self._logs):
+        for memories in (self._weights, self._layers, self._sums, self._logs, self._probabilities):
             for key in [key for key, memory in memories.items() if memory.gone]:
                 del memories[key]
         self._born = {key: born for key, born in self._born.items() if not born[0].gone}
@@ -101,4 +114,5 @@ class Marks:
         self._layers.clear()
         self._sums.clear()
         self._logs.clear()
+        self._probabilities.clear()
         self._born.clear()

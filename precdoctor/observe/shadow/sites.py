@@ -165,6 +165,7 @@ class CancellationSite(Site):
             **self.common(place),
             source=origin.operation if origin is not None else "",
             source_format=str(origin.format).removeprefix("torch.") if origin is not None else "",
+            probabilities=origin is not None and origin.probabilities,
             error_before=self.error_before,
             error=self.error,
             error_first=self.error_first,

@@ -38,6 +38,8 @@ class Origin:
     operation: str
     #: format of its result
     format: torch.dtype
+    #: what was rounded are probabilities or their logarithms
+    probabilities: bool = False
 
 
 @dataclass(slots=True, eq=False)

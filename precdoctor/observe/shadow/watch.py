@@ -181,6 +181,7 @@ class ShadowWatch:
         if not into and storage_key(outs[0]) in keys:
             return  # a view
         self._follower.schedules.looked_up(look, outs[0])
+        self._marks.probabilities(look, outs)
         if any(is_parameter(t) for t in into):
             self._arrive("parameter", inputs, look)
             self._forget(into)

@@ -117,7 +117,24 @@ def test_log_probabilities_rounded_before_they_are_subtracted() -> None:
 
     site = only(seen(distill).cancellations)
     assert site.source_format == "bfloat16"
+    assert site.probabilities
     assert not seen(in_float32).cancellations
+
+
+def test_knows_probabilities_that_are_cast_after_they_were_picked_out() -> None:
+    scores = torch.randn(32, 500, generator=torch.Generator().manual_seed(0))
+    picked = torch.randint(0, 500, (32, 1), generator=torch.Generator().manual_seed(1))
+
+    def ratio() -> Tensor:
+        old, new = (F.log_softmax(x, -1).gather(1, picked).bfloat16() for x in (scores, scores * 1.0001))
+        return (new - old).exp().float().mean()
+
+    def residual() -> Tensor:
+        return (scores.bfloat16() - (scores * 1.0001).bfloat16()).float().square().mean()
+
+    site = only(seen(ratio).cancellations)
+    assert (site.source, site.source_format, site.probabilities) == ("_to_copy", "bfloat16", True)
+    assert not only(seen(residual).cancellations).probabilities
 
 
 def healthy(act: object) -> Exactness:
