@@ -89,6 +89,22 @@ def test_norms_at_one_are_frozen(lr: float, options: dict[str, bool]) -> None:
     assert not evidence.optimizers[0].benches[0].preserves
 
 
+@pytest.mark.parametrize(("stop", "rules"), [(1000, {"PD101"}), (15, set())])
+def test_a_scalar_is_followed_to_the_end(stop: int, rules: set[str]) -> None:
+    scale = nn.Parameter(torch.ones(1, dtype=torch.bfloat16))
+    optimizer = torch.optim.AdamW([scale], lr=3e-4, weight_decay=0)
+    with Doctor(None, optimizer, budget=1e-9) as doctor:  # the first ten steps, and no more
+        for step in range(100):
+            if step == stop:
+                optimizer.param_groups[0]["lr"] = 0.1
+            scale.grad = torch.ones_like(scale)
+            optimizer.step()
+    (seen,) = doctor.evidence().parameters
+    assert seen.updates is not None
+    assert 8 <= seen.updates.intended < 20
+    assert {f.rule for f in doctor.report().findings if f.severity == "error"} == rules
+
+
 def test_a_larger_learning_rate_drifts_one_sidedly() -> None:
     found = updates(observed(adamw(3e-3)))
     assert 0.95 < found.lost_share < 1.0

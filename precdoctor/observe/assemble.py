@@ -235,7 +235,10 @@ def _stepped(
         master_of=identity.master_of,
         created=identity.created,
         cast=identity.cast,
-        weight=_weight(ledger.first, ledger.after, part),
+        weight=_weight(
+            None if ledger.first is None else ledger.first[part],
+            ledger.after[part] if identity.now is None else identity.now,
+        ),
         gradient=Gradient(
             format=lane.gradient_format if gradients.present[index] else "",
             present=gradients.present[index],
@@ -265,7 +268,7 @@ def _unstepped(identity: Identity, roots: set[int], called: set[int], constructe
         in_model=identity.owner is not None and (not roots or identity.owner.root in roots),
         created=identity.created,
         cast=identity.cast if isinstance(identity.cast, Cast) else None,
-        weight=_weight(identity.first, identity.last, slice(None)),
+        weight=_weight(identity.first, identity.last),
         gradient=Gradient(
             format=identity.gradient,
             present=identity.gradient_present,
@@ -279,10 +282,10 @@ def _optimizer_roots(registry: Registry, stepped: set[int]) -> set[int]:
     return {i.owner.root for i in registry.identities if id(i) in stepped and i.owner is not None}
 
 
-def _weight(first: torch.Tensor | None, last: torch.Tensor | None, part: slice) -> Weight | None:
+def _weight(first: torch.Tensor | None, last: torch.Tensor | None) -> Weight | None:
     if first is None or last is None:
         return None
-    then, now = first[part].double(), last[part].double()
+    then, now = first.double(), last.to(first.device).double()
     finite = now[torch.isfinite(now)]
     size = finite.abs() if len(finite) else torch.zeros(1, dtype=torch.float64)
     mantissa, _ = torch.frexp(size)

@@ -18,6 +18,8 @@ from precdoctor.observe.watch import Watch, is_plain
 
 #: elements compared to recognise the rounded copy of a master, and to see whether an orphan moves
 _SAMPLE = 1024
+#: elements of parameters that are looked at to the end: of larger ones the observed steps say enough
+_TINY = 16
 
 
 @dataclass(slots=True)
@@ -38,6 +40,8 @@ class Identity:
     #: the model's parameter whose float32 master this is
     master_of: str | None = None
     copy_of_master: bool = False
+    #: for tiny parameters, of which a few observed steps say little: the values when they were last looked at
+    now: Tensor | None = None
     #: for parameters that no optimizer steps: a sample at the first sight and at the last
     watch: Watch | None = None
     first: Tensor | None = None
@@ -114,7 +118,10 @@ class Registry:
             self._note_optimizer(index, optimizer)
             stepped.update({id(p): p for g in optimizer.param_groups for p in g["params"] if is_plain(p)})
         for parameter in stepped.values():
-            self._note(self.identity(parameter), parameter)
+            identity = self.identity(parameter)
+            self._note(identity, parameter)
+            if parameter.numel() <= _TINY:
+                identity.now = parameter.detach().reshape(-1).clone()
         others = [(p, o) for p, o in self.models.parameters() if id(p) not in stepped]
         for parameter, _ in others:
             identity = self.identity(parameter)

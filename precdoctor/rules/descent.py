@@ -18,6 +18,8 @@ FROZEN_EDQ = 0.05
 FROZEN_LOST_SHARE, FROZEN_STUCK_SHARE = 0.99, 0.9
 #: intended updates (element x step) from which a parameter is called frozen: a scalar over 20 steps
 MIN_INTENDED = 20
+#: the same of a parameter that has not moved from the first step to the last, of at least that many
+MIN_INTENDED_STILL = 8
 #: intended update over weight (rms) per step from which a loss matters: 1 % of the weight in 10,000 steps
 MIN_RELATIVE_RMS = 1e-6
 #: observed steps without any motion that are evidence where the optimizer could not be replayed
@@ -103,7 +105,10 @@ def is_frozen(item: Stepped, run: Run) -> bool:
     if not item.is_low:
         return False
     lost = updates.lost_share > FROZEN_LOST_SHARE or updates.never_moved_share > FROZEN_STUCK_SHARE
-    return lost and found.best < FROZEN_EDQ and is_meant(item, run, MIN_INTENDED)
+    weight, steps = item.parameter.weight, item.optimizer.steps
+    is_where_it_was = weight is not None and weight.moved_share == 0 and steps >= MIN_INTENDED
+    least = MIN_INTENDED_STILL if is_where_it_was else MIN_INTENDED
+    return lost and found.best < FROZEN_EDQ and is_meant(item, run, least)
 
 
 def is_meant(item: Stepped, run: Run, least: int) -> bool:

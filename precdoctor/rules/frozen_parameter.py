@@ -56,8 +56,9 @@ class FrozenParameter(Rule):
     The intended update of the watched elements is replayed in float64. A parameter is frozen when the
     effective descent quality, EDQ = <applied, intended> / <intended, intended>, is below 0.05 at the upper
     end of its 95 % interval; more than 99 % of the updates are lost or more than 90 % of the elements never
-    moved; at least 20 updates over 3 observed steps were intended; and they are not negligible (1e-6 of
-    the weight per step or more, which is 1 % in 10,000 steps). Only formats below float32 are judged so.
+    moved; at least 20 updates over 3 observed steps were intended (8 where nothing moved from the first of
+    20 steps or more to the last: a scalar); and they are not negligible (1e-6 of the weight per step or
+    more, which is 1 % in 10,000 steps). Only formats below float32 are judged so.
     An optimizer that brings small updates through in the long run (Kahan summation, its own float32
     masters, stochastic rounding: found out by a bench test, not by name) is judged by its net travel. When
     the learning rate is still going to rise, the updates at its peak decide.

@@ -60,7 +60,10 @@ def test_is_silent_about_negligible_updates() -> None:
 
 
 def test_is_silent_about_too_few_updates() -> None:
-    assert judge(evidence(norm(updates=lost(intended=19)))) == []
+    moved = dataclasses.replace(norm(), weight=weight(moved_share=0.1))
+    assert judge(evidence(dataclasses.replace(moved, updates=lost(intended=19)))) == []
+    assert judge(evidence(norm(updates=lost(intended=7)))) == []
+    assert judge(evidence(norm(updates=lost(intended=8)), optimizers=(optimizer(steps=19),))) == []
     few = evidence(norm(), optimizers=(optimizer(observed=2),))
     assert judge(few) == []
 
