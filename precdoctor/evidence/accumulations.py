@@ -49,6 +49,8 @@ class Accumulation:
     decay: float | None = None
     #: averages: updates scaled the old value and brought nothing new, as weight decay does
     only_scaled: bool = False
+    #: averages: what goes in is made from gradients and never negative, as second moments are
+    squares: bool = False
     #: averages: distance from the exact average, relative to the way that has come since the first sight; and
     #: the distance that rounding the exact one once would leave. None where it could not be followed
     distance: float | None = None

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from precdoctor.evidence import Evidence, Parameter, Place, State
 from precdoctor.formats import Format
+from precdoctor.rules.averages import stuck_averages
 from precdoctor.rules.finding import Finding, Prescription, Severity, Subject
 from precdoctor.rules.prescriptions import Settings, ranked
 from precdoctor.rules.reading import (
@@ -55,10 +56,11 @@ class StagnantSecondMoment(Rule):
     A state tensor below float32 that regression recognises as an average of squared gradients; of its
     intended decreases less than half arrives (EDQ of the decreases below 0.5); and 1 - beta2 is below the
     largest half-ulp, as a share of the value. It is a warning when the stored values are 4 times the exact
-    average or more (median), an error from 16 on, and a note as long as it has done little harm. A short run
-    gives the exact average no time to fall that far: there a warning is due from 1.5 times on, where the
-    stored values are at least 100 times the mean of the last 8 to 16 observed squared gradients, to which it
-    falls.
+    average or more (median), an error from 16 on, and a note as long as it has done little harm. A short
+    run gives the exact average no time to fall that far: there a warning is due from 1.5 times on, where
+    the stored values are at least 100 times the mean of the last 8 to 16 observed squared gradients, to
+    which it falls. Averages of what is made from gradients and never negative that the program updates
+    itself, without a `torch.optim.Optimizer`, are judged as averages are (PD304).
 
     ## Blind spots
 
@@ -90,7 +92,9 @@ class StagnantSecondMoment(Rule):
             if parameter is not None and _is_stagnant(state):
                 key = (parameter.optimizer, state.key, state.format, _severity(state) == "note")
                 sorts.setdefault(key, []).append(state)
-        return [cls._finding(evidence, by_name, states) for states in sorts.values()]
+        found = [cls._finding(evidence, by_name, states) for states in sorts.values()]
+        squares = (record for record in evidence.accumulations if record.squares)
+        return [*found, *stuck_averages(evidence, squares, (cls.id, cls.name), "second moment")]
 
     @classmethod
     def _finding(cls, evidence: Evidence, by_name: dict[str, Parameter], states: Sequence[State]) -> Finding:

@@ -8,6 +8,7 @@ import pytest
 
 from precdoctor.evidence import Accumulation, Place
 from precdoctor.rules.frozen_average import FrozenAverage
+from precdoctor.rules.stagnant_second_moment import StagnantSecondMoment
 from tests.rules import build
 
 ADD = Place(file="ema.py", line=15)
@@ -34,12 +35,22 @@ def record(**changes: Any) -> Accumulation:
         ({"format": "float32"}, []),
         ({"kind": "sum"}, []),
         ({"compensated": True}, []),
+        ({"squares": True}, []),
     ],
 )
 def test_what_it_is_short_of_decides(changes: dict[str, Any], severities: list[str]) -> None:
     found = FrozenAverage.criterion(build.evidence(accumulations=(record(**changes),)))
 
     assert [f.severity for f in found] == severities
+
+
+def test_an_average_of_squares_of_gradients_is_a_second_moment() -> None:
+    squares = build.evidence(accumulations=(record(squares=True, names=()),))
+
+    (finding,) = StagnantSecondMoment.criterion(squares)
+
+    assert (finding.rule, finding.severity) == ("PD301", "error")
+    assert "the second moment at ema.py:15 in bfloat16" in finding.message
 
 
 def test_averages_of_one_line_are_one_finding() -> None:

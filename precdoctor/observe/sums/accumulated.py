@@ -99,6 +99,7 @@ def _average(group: list[Ended]) -> dict[str, object]:
     values: dict[str, object] = {
         "decay": math.exp(sum(e.log_decay for e in group) / decays),
         "only_scaled": all(bool(e.only_scaled) for e in group),
+        "squares": any(e.gradient for e in group) and all(bool(e.never_negative) for e in group),
     }
     ways = [e.way for e in group if e.way is not None]
     if ways:

@@ -106,6 +106,7 @@ class Rows:
         if index is not None:
             self._adders[entry.key] = index
         book.note_sources(slot, previous, tuple(v for i, v in enumerate(call.operands) if i != index))
+        slot.gradient |= book.marks.is_gradient(call.out)  # added by an operation before this one
         slot.write(entry.exact, entry.actual, slope, commit=True)
         book.update(slot, None, operation.step)
         slot.moved_to(call.out)

@@ -37,6 +37,8 @@ class Ended:
     log_decay: float
     decays: int
     only_scaled: Tensor
+    never_negative: Tensor
+    gradient: bool
     commits: int
     origin: Origin | None
     #: what was added to the largest element at the last updates
@@ -62,6 +64,8 @@ class Ended:
             log_decay=slot.log_decay,
             decays=slot.decays,
             only_scaled=slot.only_scaled,
+            never_negative=slot.never_negative,
+            gradient=slot.gradient,
             commits=slot.commits,
             origin=slot.origin,
             increments=[row[1] for row in slot.recent],
@@ -82,6 +86,8 @@ class Ended:
         self.log_decay += other.log_decay
         self.decays += other.decays
         self.only_scaled = self.only_scaled & other.only_scaled
+        self.never_negative = self.never_negative & other.never_negative
+        self.gradient |= other.gradient
         self.commits += other.commits
         self.origin = self.origin or other.origin
         self.increments = [*self.increments, *other.increments][-_MOST_APART:]

@@ -60,8 +60,9 @@ class Slot:
     doubt: Tensor
     #: updates that changed nothing while nobody looked
     standing: Tensor
-    #: no update brought anything new: each scaled the old value
+    #: no update brought anything new: each scaled the old value; none brought anything negative
     only_scaled: Tensor
+    never_negative: Tensor
     #: elements that were meant to change, and those that did
     driven: Tensor
     moved: Tensor
@@ -135,6 +136,7 @@ class Slot:
             doubt=torch.zeros_like(now),
             standing=now.new_zeros(()),
             only_scaled=torch.tensor(True, device=now.device),
+            never_negative=torch.tensor(True, device=now.device),
             driven=torch.zeros_like(now, dtype=torch.bool),
             moved=torch.zeros_like(now, dtype=torch.bool),
             first_step=step,
@@ -167,8 +169,9 @@ class Slot:
         self.added = self.added + uu.sum()
         if self.slope == 1.0:
             self.missing = self.missing + u - a
-        scaled = (self.slope - 1) * self.base
-        self.only_scaled = self.only_scaled & ((u - scaled).abs() <= _SCALED * self.base.abs()).all()
+        new, rounding = u - (self.slope - 1) * self.base, _SCALED * self.base.abs()
+        self.only_scaled = self.only_scaled & (new.abs() <= rounding).all()
+        self.never_negative = self.never_negative & (new >= -rounding).all()
         if not math.isnan(self.slope) and self.slope > 0:
             self.log_decay += math.log(self.slope)
             self.decays += 1

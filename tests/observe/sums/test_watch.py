@@ -457,3 +457,29 @@ def test_a_sum_that_begins_anew_does_so_in_the_rest_of_a_long_step(monkeypatch: 
 
     record = only(watched(epochs, steps=1), "sum")
     assert (float(total), record.updates, record.missing) == (100, 1000, 0)
+
+
+@pytest.mark.parametrize("way", ["addcmul", "lerp", "new"])
+def test_tells_averages_of_squared_gradients_from_those_of_gradients(way: str) -> None:
+    model = nn.Linear(4, 4)
+    first, second = (torch.zeros(4, 4, dtype=BF16) for _ in range(2))
+
+    @torch.no_grad()
+    def work(step: int) -> None:
+        nonlocal second
+        gradient = model.weight.grad
+        assert gradient is not None
+        gradient.mul_(1 - 2 * (step % 2))  # of either sign
+        first.mul_(0.9).add_(gradient, alpha=0.1)
+        if way == "addcmul":
+            second.mul_(0.99).addcmul_(gradient, gradient, value=0.01)
+        elif way == "lerp":
+            second.lerp_(gradient.pow(2).bfloat16(), 0.01)
+        else:
+            second = 0.99 * second + 0.01 * gradient.bfloat16().square()
+
+    averages = [a for a in watched(work, 8, model) if a.kind == "average"]
+    assert sorted((a.decay, a.squares) for a in averages) == [
+        (pytest.approx(0.9, abs=0.001), False),
+        (pytest.approx(0.99, abs=0.001), True),
+    ]
