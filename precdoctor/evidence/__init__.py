@@ -13,6 +13,7 @@ from precdoctor.evidence.contents import (
     Travel,
 )
 from precdoctor.evidence.counters import Counter
+from precdoctor.evidence.decays import RoundedDecay
 from precdoctor.evidence.exactness import (
     Cancellation,
     Exactness,
@@ -97,6 +98,7 @@ __all__ = [
     "Prognosis",
     "Quantizer",
     "Region",
+    "RoundedDecay",
     "Run",
     "Scaler",
     "SharedData",

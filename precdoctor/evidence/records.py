@@ -12,6 +12,7 @@ from precdoctor.evidence.accumulations import Accumulation
 from precdoctor.evidence.checkpoints import Snapshot
 from precdoctor.evidence.contents import Contents
 from precdoctor.evidence.counters import Counter
+from precdoctor.evidence.decays import RoundedDecay
 from precdoctor.evidence.exactness import Exactness
 from precdoctor.evidence.gradient_flow import GradientFlow
 from precdoctor.evidence.histogram import Binades, Histogram
@@ -383,6 +384,8 @@ class Evidence:
     integers: tuple[LostIntegers, ...] = ()
     #: what uniform random numbers of 16 bits were used for
     uniforms: tuple[CoarseUniform, ...] = ()
+    #: factors just below 1 that were rounded, and what was scaled by them
+    decays: tuple[RoundedDecay, ...] = ()
     #: trained weights that lost digits on the way to or from a checkpoint
     snapshots: tuple[Snapshot, ...] = ()
     #: tensors of checkpoints; None where none was read

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from precdoctor.evidence import Place
 from precdoctor.observe.backflow import GradientWatch
+from precdoctor.observe.decays import DecayWatch
 from precdoctor.observe.frames import Spot, UserCode
 from precdoctor.observe.integers.watch import IntegerWatch
 from precdoctor.observe.lineage.made import Made
@@ -33,6 +34,7 @@ class Instruments:
         self.predictions = PredictionWatch(code)
         self.integers = IntegerWatch(code)
         self.randoms = RandomWatch(code)
+        self.decays = DecayWatch(code)
         self.accumulations = AccumulationWatch(code, self.quantizers.lineage)
         self.gradients = GradientWatch(code, self.accumulations.book.marks)
         lineage = self.quantizers.lineage
@@ -48,6 +50,7 @@ class Instruments:
             self.predictions,
             self.integers,
             self.randoms,
+            self.decays,
             self.accumulations,
             self.gradients,
             self.shadow,
@@ -89,6 +92,7 @@ class Instruments:
             "predictions": self.predictions.evidence(place),
             "integers": self.integers.evidence(place),
             "uniforms": self.randoms.evidence(place),
+            "decays": self.decays.evidence(place),
             "accumulations": self.accumulations.book.evidence(place),
             "gradient_flow": self.gradients.evidence(place),
             "exactness": self.shadow.evidence(place),

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from typing import ClassVar
 
-from precdoctor.evidence import CoarseUniform, Evidence
+from precdoctor.evidence import CoarseUniform, Evidence, RoundedDecay
 from precdoctor.rules.finding import Finding, Subject
 from precdoctor.rules.prescriptions import ranked
-from precdoctor.rules.reading import functions, locations
+from precdoctor.rules.reading import MIN_STEPS, functions, locations
 from precdoctor.rules.rule import Rule
-from precdoctor.rules.wording import at, number, percent
+from precdoctor.rules.wording import at, number, percent, several
 
 #: numbers drawn from which the ends of the range should have been seen
 MIN_DRAWN = 256
@@ -24,19 +24,21 @@ SIGMAS, OFF = 6.0, 0.25
 
 
 class CoarseRandom(Rule):
-    """Uniform random numbers are drawn in 16 bits, and what is made of them needs finer ones.
+    """Uniform random numbers, or decays, are formed in 16 bits, and what is made of them needs finer ones.
 
     ## What it means
 
     `torch.rand_like(x)` takes the format of `x`: near 1 neighbours are 1/256 apart in bfloat16, 1/2048 in
     float16, and a value that rounds to 1 comes as exactly 0, once in some hundred draws. A logarithm, a
-    quantile function or a comparison with a small probability, or with 0, depends on just these ends.
+    quantile function or a comparison with a small probability, or with 0, depends on just these ends. So does
+    a decay: 0.9999 is 1 in 16 bits, and 1 - decay is 0.
 
     ## Why it hurts
 
     Gumbel noise from bfloat16 has a largest value of 5.5 where float32 reaches 16, and with a thousand
     classes most rows have ties at the top: the samples are biased. log(0) gives infinite noise, or the
-    logarithm of the eps that was to protect it. A mask with a rate of 0.1 % is never set.
+    logarithm of the eps that was to protect it. A mask with a rate of 0.1 % is never set. An average whose
+    decay was cast with the module that holds it stays what it was at first.
 
     ## Criterion
 
@@ -45,19 +47,24 @@ class CoarseRandom(Rule):
     which 16 or more were expected, or some lay on it, or all at one place next to it, 100 times more often
     than expected. Also where a comparison of such numbers came out, rare side first, more than 25 % and
     6 standard deviations off its probability, with 4 such outcomes seen or expected: `u > 0`, the mask of a
-    rate of 0, is false for one number in some hundred.
+    rate of 0, is false for one number in some hundred. A factor between 0.9 and 1 that a cast, or a tensor
+    filled with it, has rounded, so that what it leaves to 1 is off by more than half, where tensors are
+    scaled by it, or by what it leaves to 1, in three steps or more: an error where it has become 1.
 
     ## Blind spots
 
     Followed through elementwise operations with constants. What a fused operation draws inside (dropout,
-    bernoulli_, exponential_) has its own arithmetic and is fine.
+    bernoulli_, exponential_) has its own arithmetic and is fine. A decay that `torch.tensor` makes in 16 bits
+    of a Python number was never seen as it was meant.
 
     ## Remedies
 
-    Draw in float32 and cast what comes out: `torch.rand_like(x, dtype=torch.float32)`.
+    Draw in float32 and cast what comes out: `torch.rand_like(x, dtype=torch.float32)`. Keep decays as Python
+    numbers, which no cast of a module reaches.
 
     ## References
 
+    - CompVis/latent-diffusion, ldm/modules/ema.py (a decay in a buffer)
     - vllm-project/vllm#34854, pytorch/pytorch#41663, pytorch/pytorch#166853
     - Maddison et al. 2017, The Concrete Distribution, arXiv 1611.00712
     """
@@ -73,7 +80,46 @@ class CoarseRandom(Rule):
         for item in evidence.uniforms:
             if item.drawn >= MIN_DRAWN and _why(item):
                 found.setdefault(item.place, []).append(item)
-        return [cls._finding(items) for items in found.values()]
+        decays: dict[object, list[RoundedDecay]] = {}
+        for decay in evidence.decays:
+            if decay.steps >= MIN_STEPS:
+                decays.setdefault(decay.place, []).append(decay)
+        return [*map(cls._finding, found.values()), *map(cls._of_decays, decays.values())]
+
+    @classmethod
+    def _of_decays(cls, items: list[RoundedDecay]) -> Finding:
+        first = items[0]
+        lines = several(sorted({at(item.used_at).removeprefix(" at ") for item in items}))
+        if first.stored == 1:
+            what = "keeps its old value and takes nothing up"
+        else:
+            what = f"forgets {number(1 - first.stored)} of itself each time and not {number(1 - first.meant)}"
+        names = functions(item.used_at for item in items)
+        return Finding(
+            rule=cls.id,
+            name=cls.name,
+            severity="error" if first.stored == 1 else "warning",
+            subjects=tuple(Subject(kind="op", name=name) for name in names or ("decay",)),
+            message=(
+                f"A decay of {first.meant:.6g} is {first.stored:.6g} in {first.format}{at(first.place)}: "
+                f"what is scaled by it at {lines} {what}."
+            ),
+            locations=locations([first.place], [i.used_at for i in items]),
+            measured={
+                "format": first.format,
+                "meant": first.meant,
+                "stored": first.stored,
+                "uses": sum(i.uses for i in items),
+            },
+            prescriptions=ranked(
+                [
+                    (
+                        "float32-op",
+                        "keep the decay as a Python number or in float32, whatever the format around",
+                    )
+                ]
+            ),
+        )
 
     @classmethod
     def _finding(cls, items: list[CoarseUniform]) -> Finding:

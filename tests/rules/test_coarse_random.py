@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from precdoctor.evidence import CoarseUniform, Place
+from precdoctor.evidence import CoarseUniform, Place, RoundedDecay
 from precdoctor.rules.coarse_random import CoarseRandom
 from precdoctor.rules.finding import Finding
 from tests.rules.build import evidence, parameter
@@ -73,3 +73,37 @@ def test_a_probability_must_be_off_by_a_quarter_and_surely(
 
 def test_a_few_draws_say_nothing() -> None:
     assert not judged(drawn=255, nearest=0.5, expected=128.0)
+
+
+def decay(**changes: Any) -> RoundedDecay:
+    values: dict[str, Any] = {"format": "bfloat16", "place": DRAWN, "used_at": USED, "function": "forward"}
+    return RoundedDecay(**{**values, "meant": 0.9999, "stored": 1.0, "uses": 12, "steps": 3, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "severities", "words"),
+    [
+        ({}, ["error"], "keeps its old value and takes nothing up"),
+        (
+            {"meant": 0.998, "stored": 0.99609375},
+            ["warning"],
+            "forgets 0.00391 of itself each time and not 0.002",
+        ),
+        ({"steps": 2}, [], ""),
+    ],
+)
+def test_a_decay_that_was_rounded(changes: dict[str, Any], severities: list[str], words: str) -> None:
+    found = CoarseRandom.criterion(evidence(decays=(decay(**changes),)))
+    assert [finding.severity for finding in found] == severities
+    for finding in found:
+        assert words in finding.message
+        assert [(where.place, where.role) for where in finding.locations] == [
+            (DRAWN, "cause"),
+            (USED, "site"),
+        ]
+
+
+def test_the_lines_that_use_one_decay_are_one_finding() -> None:
+    other = Place(file="ema.py", line=20, function="forward")
+    (finding,) = CoarseRandom.criterion(evidence(decays=(decay(), decay(used_at=other))))
+    assert "scaled by it at ema.py:20 and train.py:8 keeps" in finding.message

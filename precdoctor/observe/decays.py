@@ -1,0 +1,187 @@
+"""Decays that are rounded before they are used; an instrument of the operation probe.
+
+A factor of 0.9999 is 1 in 16 bits, and what it leaves to 1 is 0: an average that is scaled by it forgets
+nothing and takes nothing up. The sums themselves look sound then, since nothing is lost in adding zeros, so
+the factor is followed from the cast that has rounded it. Only tensors of one element on the CPU are looked
+at, which nothing has to wait for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from precdoctor.evidence import Place, RoundedDecay
+from precdoctor.observe.frames import Spot, UserCode
+from precdoctor.observe.lineage.made import Memory, storage_key
+from precdoctor.observe.lineage.origins import LOW
+from precdoctor.observe.probe.operations import Operation, tensors_in
+from precdoctor.observe.shadow.table import replay
+from precdoctor.observe.watch import is_plain
+
+#: factors that count as decays
+_LEAST = 0.9
+#: error of what a decay leaves to 1, over what it was meant to be, from which it is another decay
+_OFF = 0.5
+_CASTS = ("aten::_to_copy", "aten::copy_")
+#: operations that make tensors of a Python number, and its place among the arguments
+_FACTORIES = {"aten::full": 1, "aten::fill_": 1, "aten::scalar_tensor": 0, "aten::full_like": 1}
+#: operations through which a factor is followed
+_FOLLOWED = frozenset(
+    f"aten::{name}{suffix}"
+    for name in ("_to_copy", "clone", "rsub", "sub", "add", "neg")
+    for suffix in ("", "_")
+)
+#: operations that scale by it
+_SCALES = frozenset(
+    f"aten::{name}{suffix}"
+    for name in ("mul", "lerp", "_foreach_mul", "_foreach_lerp")
+    for suffix in ("", "_")
+)
+#: lines kept, and tensors that are followed
+_SITES, _FACTORS = 64, 1024
+
+
+@dataclass(slots=True, eq=False)
+class _Factor:
+    """A tensor of one element: a decay, or what one leaves to 1."""
+
+    memory: Memory
+    exact: float
+    #: the decay itself, as meant and as stored, its format, and the line that rounded it
+    meant: float
+    stored: float
+    format: str
+    spot: Spot | None
+
+
+@dataclass(slots=True, eq=False)
+class _Site:
+    factor: _Factor
+    spot: Spot | None
+    uses: int = 0
+    steps: set[int] = field(default_factory=set)
+
+
+class DecayWatch:
+    """Follows decays that were rounded; see the module's docstring."""
+
+    def __init__(self, code: UserCode) -> None:
+        self._code = code
+        self._factors: dict[int, _Factor] = {}
+        self._sites: dict[tuple[Spot | None, Spot | None], _Site] = {}
+
+    # ------------------------------------------------------------------ told by the probe
+
+    def before(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Nothing: what is written over is looked at when it is written."""
+
+    def after(self, operation: Operation) -> None:
+        """Look for decays that are rounded, and for what uses them."""
+        if operation.backward:
+            return
+        name = operation.name
+        if self._factors and name in _SCALES:
+            self._scaled(operation)
+        out = operation.out
+        if not isinstance(out, Tensor) or out.numel() != 1 or out.device.type != "cpu" or not is_plain(out):
+            return
+        if name in _CASTS or name in _FACTORIES:
+            self._made(operation, name, out)
+        elif self._factors and name in _FOLLOWED:
+            self._follow(operation, name, out)
+
+    def step_begins(self, *_: Any) -> None:
+        """Forget what is gone."""
+        self._factors = {key: known for key, known in self._factors.items() if not known.memory.gone}
+
+    def fall_asleep(self) -> None:
+        """Forget what is gone; what lives on may be used later."""
+        self.step_begins()
+
+    # ------------------------------------------------------------------ what is done
+
+    def _of(self, value: Any) -> _Factor | None:
+        if not isinstance(value, Tensor) or value.numel() != 1 or not is_plain(value):
+            return None
+        known = self._factors.get(storage_key(value))
+        return known if known is not None and not known.memory.gone else None
+
+    def _put(self, out: Tensor, known: _Factor, exact: float) -> None:
+        if len(self._factors) < _FACTORS:
+            self._factors[storage_key(out)] = _Factor(
+                Memory(out), exact, known.meant, known.stored, known.format, known.spot
+            )
+
+    def _made(self, operation: Operation, name: str, out: Tensor) -> None:
+        self._factors.pop(storage_key(out), None)
+        source: Any = operation.args[_FACTORIES[name]] if name in _FACTORIES else operation.args[-1]
+        if name == "aten::copy_":
+            source = operation.args[1]
+        known = self._of(source)
+        if known is not None:
+            self._put(out, known, known.exact)
+            return
+        if out.dtype not in LOW or not isinstance(source, (int, float, Tensor)):
+            return
+        if isinstance(source, Tensor) and (source.device.type != "cpu" or not source.is_floating_point()):
+            return
+        meant, stored = float(source), float(out)
+        if _LEAST < meant < 1 and abs(stored - meant) > _OFF * (1 - meant):
+            spot = self._code.innermost(operation.frame)[0]
+            format = str(out.dtype).removeprefix("torch.")
+            self._put(out, _Factor(Memory(out), meant, meant, stored, format, spot), meant)
+
+    def _follow(self, operation: Operation, name: str, out: Tensor) -> None:
+        """Follow what is made of a decay and numbers: what it leaves to 1."""
+        tensors = list(tensors_in(operation.args))
+        known = [self._of(t) for t in tensors]
+        factor = next((k for k in known if k is not None), None)
+        if factor is None or any(k is None for k in known) or name.endswith("_"):
+            self._factors.pop(storage_key(out), None)
+            return
+
+        def exact(tensor: Tensor) -> Tensor:
+            found = self._of(tensor)
+            return torch.full_like(tensor, found.exact if found is not None else 0.0, dtype=torch.float64)
+
+        self._put(out, factor, float(replay(operation.func, operation.args, operation.kwargs, exact)))
+
+    def _scaled(self, operation: Operation) -> None:
+        """Take note of a tensor that is scaled by a decay, or by what it leaves to 1."""
+        outputs = operation.outputs
+        if not outputs or max(t.numel() for t in outputs) == 1 or any(t.requires_grad for t in outputs):
+            return
+        factor = next((k for t in operation.inputs if (k := self._of(t)) is not None), None)
+        if factor is None:
+            return
+        spot = self._code.innermost(operation.frame)[0]
+        site = self._sites.get((factor.spot, spot))
+        if site is None:
+            site = _Site(factor, spot)
+            if len(self._sites) < _SITES:
+                self._sites[factor.spot, spot] = site
+        site.uses += 1
+        site.steps.add(operation.step)
+
+    # ------------------------------------------------------------------ afterwards
+
+    def evidence(self, place: Callable[[Spot | None], Place | None]) -> tuple[RoundedDecay, ...]:
+        """Return what was seen of each use."""
+        return tuple(
+            RoundedDecay(
+                format=site.factor.format,
+                place=place(site.factor.spot),
+                used_at=place(site.spot),
+                function=site.spot.function if site.spot is not None else "",
+                meant=site.factor.meant,
+                stored=site.factor.stored,
+                uses=site.uses,
+                steps=len(site.steps),
+            )
+            for site in self._sites.values()
+        )

@@ -1,0 +1,97 @@
+"""Decays are followed from the cast that rounds them to the tensors that are scaled by them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from precdoctor.doctor import Doctor
+from precdoctor.evidence import RoundedDecay
+
+BF16 = torch.bfloat16
+Update = Callable[[Tensor, Tensor, Tensor], object]
+
+
+def seen(make: Callable[[], Tensor], update: Update, steps: int = 3) -> tuple[RoundedDecay, ...]:
+    model = nn.Linear(4, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Doctor(probe=True) as doctor:
+        decay, average = make(), torch.zeros(4, 4)
+        for _ in range(steps):
+            model(torch.ones(2, 4)).sum().backward()
+            optimizer.step()
+            with torch.no_grad():
+                update(average, model.weight, decay)
+    return doctor.evidence().decays
+
+
+def buffer() -> nn.Module:
+    module = nn.Module()
+    module.register_buffer("decay", torch.tensor(0.9999))
+    return module
+
+
+def scaled(average: Tensor, weight: Tensor, decay: Tensor) -> None:
+    average.mul_(decay)
+    average += weight * (1 - decay)
+
+
+def subtracted(average: Tensor, weight: Tensor, decay: Tensor) -> None:
+    left = 1.0 - decay
+    average.sub_(left * (average - weight))
+
+
+def lerped(average: Tensor, weight: Tensor, decay: Tensor) -> None:
+    average.lerp_(weight, (1 - decay).float())
+
+
+@pytest.mark.parametrize(("update", "lines"), [(scaled, 2), (subtracted, 1), (lerped, 1)])
+def test_a_decay_that_a_cast_makes_1_is_found_where_it_is_used(update: Update, lines: int) -> None:
+    found = seen(lambda: torch.tensor(0.9999).to(BF16), update)
+    assert len(found) == lines
+    for decay in found:
+        assert (decay.format, decay.stored, decay.function) == ("bfloat16", 1.0, update.__name__)
+        assert decay.steps == 2  # the probe sleeps after the third step
+        assert decay.meant == pytest.approx(0.9999)
+        assert decay.place is not None
+        assert decay.place.function == "<lambda>"
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.full((), 0.9999, dtype=BF16),
+        lambda: torch.empty((), dtype=BF16).fill_(0.9999),
+        lambda: torch.empty((), dtype=BF16).copy_(torch.tensor(0.9999)),
+        lambda: torch.tensor([0.9999]).half().float(),
+        lambda: buffer().to(BF16).get_buffer("decay"),
+    ],
+)
+def test_ways_to_round_a_decay(make: Callable[[], Tensor]) -> None:
+    assert [decay.stored for decay in seen(make, subtracted)] == [1.0]
+
+
+def test_another_decay_is_told_by_what_it_leaves_to_1() -> None:
+    (found,) = seen(lambda: torch.tensor(0.998).to(BF16), subtracted)
+    assert (found.meant, found.stored) == (pytest.approx(0.998), 0.99609375)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.tensor(0.9999),
+        lambda: torch.tensor(0.95).to(BF16),
+        lambda: torch.tensor(1.0).to(BF16),
+        lambda: torch.tensor(0.1).to(BF16),
+        lambda: torch.tensor(0.9999).to(BF16).fill_(0.5),
+    ],
+)
+def test_others_are_left_alone(make: Callable[[], Tensor]) -> None:
+    assert seen(make, subtracted) == ()
+
+
+def test_one_that_nothing_is_scaled_by_is_left_alone() -> None:
+    assert seen(lambda: torch.tensor(0.9999).to(BF16), lambda a, w, d: a.copy_(w) + (1 - d)) == ()
