@@ -153,8 +153,8 @@ class DecayWatch:
 
     def _scaled(self, operation: Operation) -> None:
         """Take note of a tensor that is scaled by a decay, or by what it leaves to 1."""
-        outputs = operation.outputs
-        if not outputs or max(t.numel() for t in outputs) == 1 or any(t.requires_grad for t in outputs):
+        results = operation.outputs or operation.inputs  # those in place on lists return nothing
+        if max(t.numel() for t in results) == 1 or any(t.requires_grad for t in results):
             return
         factor = next((k for t in operation.inputs if (k := self._of(t)) is not None), None)
         if factor is None:

@@ -48,7 +48,11 @@ def lerped(average: Tensor, weight: Tensor, decay: Tensor) -> None:
     average.lerp_(weight, (1 - decay).float())
 
 
-@pytest.mark.parametrize(("update", "lines"), [(scaled, 2), (subtracted, 1), (lerped, 1)])
+def many(average: Tensor, weight: Tensor, decay: Tensor) -> None:
+    torch._foreach_mul_([average, average[:2]], decay)
+
+
+@pytest.mark.parametrize(("update", "lines"), [(scaled, 2), (subtracted, 1), (lerped, 1), (many, 1)])
 def test_a_decay_that_a_cast_makes_1_is_found_where_it_is_used(update: Update, lines: int) -> None:
     found = seen(lambda: torch.tensor(0.9999).to(BF16), update)
     assert len(found) == lines
