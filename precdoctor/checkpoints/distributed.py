@@ -6,6 +6,7 @@ else; each shard is a torch file of its own, loaded with weights_only.
 
 from __future__ import annotations
 
+import enum
 import functools
 import io
 import pickle
@@ -40,11 +41,22 @@ class _IndexReader(pickle.Unpickler):
             return getattr(torch, name)
         if module.partition(".")[0] == "pathlib" and name.endswith("Path"):
             return PurePath  # where it was written; a path of another system could not be made here
+        if (module, name) == ("builtins", "getattr"):
+            return _member
         if name not in _KNOWN.get(module, ()):
-            raise CheckpointError(
-                f"its index asks to run {module}.{name}, which no such index needs, and was not loaded"
-            )
+            raise _refused(f"{module}.{name}")
         return super().find_class(module, name)
+
+
+def _member(owner: Any, name: Any) -> Any:
+    """Return a member of an enumeration, which Python 3.11.0 to 3.11.3 pickle as getattr(owner, name)."""
+    if not isinstance(owner, type) or not issubclass(owner, enum.Enum) or name not in owner.__members__:
+        raise _refused("builtins.getattr")
+    return owner[name]
+
+
+def _refused(what: str) -> CheckpointError:
+    return CheckpointError(f"its index asks to run {what}, which no such index needs, and was not loaded")
 
 
 def read(path: Path) -> Checkpoint:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING
 
 from precdoctor.checkpoints.checkpoint import CheckpointError
 from precdoctor.checkpoints.open import open_checkpoint
@@ -183,6 +184,28 @@ def test_an_index_of_a_distributed_checkpoint_with_code_runs_nothing(
     (folder / ".metadata").write_bytes(pickle.dumps(Evil(tmp_path / "ran")))
     assert "system" in refused(folder, capsys)
     assert not (tmp_path / "ran").exists()
+
+
+class Attribute:
+    """Pickled as the attribute of a class that an index may name."""
+
+    def __init__(self, owner: type, name: str) -> None:
+        self.owner, self.name = owner, name
+
+    def __reduce__(self) -> tuple[object, tuple[type, str]]:
+        return getattr, (self.owner, self.name)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"), [(torch.Size, "__subclasses__"), (_MEM_FORMAT_ENCODING, "__members__")]
+)
+def test_an_index_of_a_distributed_checkpoint_looks_up_members_only(
+    owner: type, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "dcp"
+    folder.mkdir()
+    (folder / ".metadata").write_bytes(pickle.dumps(Attribute(owner, name)))
+    assert "builtins.getattr" in refused(folder, capsys)
 
 
 @pytest.mark.parametrize("data", [b"", b"\x80\x04N.", b"\x80\x04nonsense", pickle.dumps([1, 2])])

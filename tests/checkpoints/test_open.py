@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import enum
+import io
 import json
 import pickle
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -162,10 +165,27 @@ def test_torch_distributed_checkpoints(tmp_path: Path) -> None:
     expected |= {
         f"optimizer.state.{i}.{key}": tensor for i, each in state.items() for key, tensor in each.items()
     }
-    assert_holds(tmp_path / "dcp", expected)
-    tree = open_checkpoint(tmp_path / "dcp").tree
-    assert tree["epoch"] == 3
-    assert open_checkpoint(tmp_path / "dcp").kind == "torch distributed"
+    index = tmp_path / "dcp" / ".metadata"
+    by_value = index.read_bytes()
+    for written in (by_value, _by_name(pickle.loads(by_value))):
+        index.write_bytes(written)
+        assert_holds(tmp_path / "dcp", expected)
+        tree = open_checkpoint(tmp_path / "dcp").tree
+        assert tree["epoch"] == 3
+        assert open_checkpoint(tmp_path / "dcp").kind == "torch distributed"
+
+
+def _by_name(value: object) -> bytes:
+    """Return a pickle in which members of enumerations are looked up by name, as by Python 3.11.0 to 3.11.3."""
+
+    class Pickler(pickle.Pickler):
+        def reducer_override(self, item: Any) -> Any:
+            return (getattr, (type(item), item.name)) if isinstance(item, enum.Enum) else NotImplemented
+
+    file = io.BytesIO()
+    Pickler(file).dump(value)
+    assert b"getattr" in file.getvalue()
+    return file.getvalue()
 
 
 def test_a_tensor_in_several_shards_is_put_together(tmp_path: Path) -> None:
