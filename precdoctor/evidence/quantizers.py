@@ -23,6 +23,8 @@ class Fidelity:
     flushed_share: float
     #: largest magnitude that is used over the largest of the weight; about 1 where the scale follows amax
     reach: float = 1.0
+    #: correlation of used values and weight, which no scale and no offset changes
+    correlation: float = 1.0
     #: used values that are not finite while the weight is
     non_finite: int = 0
 

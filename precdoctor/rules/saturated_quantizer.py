@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from precdoctor.evidence import DataQuantizer, Evidence, Fidelity, GradientQuantizer
+from precdoctor.evidence import DataQuantizer, Evidence, Fidelity, GradientQuantizer, Quantizer
 from precdoctor.rules.finding import Finding, Subject
 from precdoctor.rules.prescriptions import ranked
 from precdoctor.rules.quantized import (
@@ -45,6 +45,11 @@ NEARLY_ALL = 0.8
 #: factor within which the largest used magnitude is that of the weight
 REACH = 1.4
 
+#: values of a grid from which what is used of a weight follows it, and how closely at least: rounding to 16
+#: levels leaves a correlation above 0.98
+MANY_LEVELS, FOLLOWING = 16, 0.7
+_BLOCKS = ("block-scale", "a scale per block, from the largest magnitude in it, clips and flushes little")
+
 
 class SaturatedQuantizer(Rule):
     """A quantizer's scale is wrong: much of what it gets lies beyond the largest code, or rounds to zero.
@@ -68,14 +73,15 @@ class SaturatedQuantizer(Rule):
     or its row; where used values are not finite and the weight is; and where more than half of a weight is
     used as zero at less than 6 dB of SQNR, or more than 80 % at any, and the largest magnitude used is not
     that of the weight (by a factor of 1.4): a scale that follows amax and still flushes is too coarse a
-    grid (PD603). For data: more than half of the values other than 0 lie beyond the bounds of a clamp next
-    to a rounding, or of the format of a cast to 8 bits, in the forward pass of a module in training mode,
-    the last time it was seen (a lower bound of 0 is a rectifier and does not count); or more than 80 % of
-    them are used as zero and the largest does not reach an eighth of the range; or more than half of them
-    are, at less than 6 dB of SQNR, and the largest does not reach a quarter. For gradients that a
-    backward pass rounds, a warning where more than a tenth of the gradient, by projection, is gone and what
-    is used as zero does not account for it; an error where more than half of the squared gradient is used
-    as zero (of a cast to 8 bits without a scale speaks PD203).
+    grid (PD603); and where a grid of 16 values or more is used whose correlation with the weight is below
+    0.7, first and last. For data: more than half of the values other than 0 lie beyond the bounds of a
+    clamp next to a rounding, or of the format of a cast to 8 bits, in the forward pass of a module in
+    training mode, the last time it was seen (a lower bound of 0 is a rectifier and does not count); or more
+    than 80 % of them are used as zero and the largest does not reach an eighth of the range; or more than
+    half of them are, at less than 6 dB of SQNR, and the largest does not reach a quarter. For gradients
+    that a backward pass rounds, a warning where more than a tenth of the gradient, by projection, is gone
+    and what is used as zero does not account for it; an error where more than half of the squared gradient
+    is used as zero (of a cast to 8 bits without a scale speaks PD203).
 
     ## Blind spots
 
@@ -103,8 +109,8 @@ class SaturatedQuantizer(Rule):
         """Return a finding per quantizer and way in which its scale is wrong."""
         items = [i for i in quantized(evidence) if i.quantizer.kind == "quantizer" and not is_stale(i)]
         found = []
-        for how in ("not finite", "clipped", "flushed"):
-            for members in by_quantizer(i for i in items if _wrong(i.quantizer.last) == how):
+        for how in ("not finite", "clipped", "flushed", "scrambled"):
+            for members in by_quantizer(i for i in items if _wrong(i.quantizer) == how):
                 found.append(cls._weights(members, how))
         found += [cls._data(site) for site in evidence.data_quantizers if _is_lost(site)]
         return found + [cls._gradients(members) for members in gradient_quantizers(evidence, _misses_scale)]
@@ -122,6 +128,9 @@ class SaturatedQuantizer(Rule):
             "flushed": f"{percent(last.flushed_share)} of {worst.parameter} are used as zero, at "
             f"{number(last.sqnr_db)} dB of signal to quantization noise: the scale is too large, zero or "
             "missing",
+            "scrambled": f"the {worst.levels:,} values that are used of {worst.parameter} do not follow it "
+            f"(correlation {number(last.correlation)}), which no rounding does: a zero point or a scale is "
+            "wrong on the way, or codes wrap around in their format",
         }[how]
         if len(members) > 1:
             what = f"{who(members)}: {what}"
@@ -139,16 +148,10 @@ class SaturatedQuantizer(Rule):
                 "flushed_share": last.flushed_share,
                 "sqnr_db": last.sqnr_db,
                 "non_finite": last.non_finite,
+                "correlation": last.correlation,
                 "levels": worst.levels,
             },
-            prescriptions=ranked(
-                [
-                    (
-                        "block-scale",
-                        "a scale per block, from the largest magnitude in it, clips and flushes little",
-                    )
-                ]
-            ),
+            prescriptions=() if how == "scrambled" else ranked([_BLOCKS]),
         )
 
     @classmethod
@@ -228,14 +231,19 @@ def _cut_away(item: GradientQuantizer) -> float:
     return 0.0 if item.projection is None else 1 - item.projection - item.flushed_energy
 
 
-def _wrong(last: Fidelity | None) -> str:
+def _wrong(item: Quantizer) -> str:
+    last = item.last
     if last is None:
         return ""
     if last.non_finite:
         return "not finite"
     if last.clipped_share > CLIPPED_WEIGHT:
         return "clipped"
-    return "flushed" if is_flushed(last) and not follows_amax(last) else ""
+    if is_flushed(last):
+        return "" if follows_amax(last) else "flushed"
+    looks = [look for look in (item.first, last) if look is not None]
+    follows = any(look.correlation >= FOLLOWING for look in looks)
+    return "" if follows or item.levels < MANY_LEVELS else "scrambled"
 
 
 def is_flushed(last: Fidelity) -> bool:

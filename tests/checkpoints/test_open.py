@@ -176,7 +176,7 @@ def test_torch_distributed_checkpoints(tmp_path: Path) -> None:
 
 
 def _by_name(value: object) -> bytes:
-    """Return a pickle in which members of enumerations are looked up by name, as by Python 3.11.0 to 3.11.3."""
+    """Return a pickle in which members of enumerations are looked up by name, as by Python 3.11.2."""
 
     class Pickler(pickle.Pickler):
         def reducer_override(self, item: Any) -> Any:

@@ -55,6 +55,21 @@ def test_finds_a_weight_that_is_mostly_used_as_zero(flushed: float, sqnr_db: flo
         assert "the scale is too large, zero or missing" in findings[0].message
 
 
+@pytest.mark.parametrize(
+    ("first", "last", "levels", "found"),
+    [(0.4, 0.69, 16, True), (0.4, 0.7, 16, False), (0.7, 0.4, 16, False), (0.4, 0.4, 15, False)],
+)
+def test_finds_values_that_do_not_follow_their_weight(
+    first: float, last: float, levels: int, found: bool
+) -> None:
+    looks = {"first": fidelity(correlation=first), "last": fidelity(correlation=last)}
+    findings = judge(evidence(parameter(shape=(64, 64)), quantizers=(quantizer(levels=levels, **looks),)))
+    assert len(findings) == found
+    if found:
+        assert "do not follow it (correlation 0.69)" in findings[0].message
+        assert findings[0].prescriptions == ()
+
+
 def test_one_reason_is_given_for_each_weight() -> None:
     (finding,) = judge(weight(clipped_share=0.5, flushed_share=0.9, sqnr_db=0.0, reach=0.2))
     assert "beyond the largest value" in finding.message

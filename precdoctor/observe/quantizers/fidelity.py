@@ -34,8 +34,10 @@ def fidelity(step: int, parameter: Tensor, used: Tensor, watch: Watch) -> Fideli
     Codes whose scale follows after the product are compared as scaled to fit, row by row.
     """
     eps = torch.finfo(used.dtype).eps if used.is_floating_point() else 0.0
-    used = _in_units_of(parameter, used.detach().double())
-    weight, seen = sample(watch, parameter), sample(watch, used)
+    used = used.detach().double()
+    weight, as_used = sample(watch, parameter), sample(watch, used)
+    used = _in_units_of(parameter, used)
+    seen = sample(watch, used)
     finite = torch.isfinite(seen)
     error = (seen - weight)[finite]
     noise, signal = float(error.square().sum()), float(weight[finite].square().sum())
@@ -47,9 +49,19 @@ def fidelity(step: int, parameter: Tensor, used: Tensor, watch: Watch) -> Fideli
         sqnr_db=decibels(signal, noise),
         clipped_share=_clipped_share(weight, seen, size, watch, eps),
         reach=tensor_max / weight_max if weight_max > 0 and math.isfinite(tensor_max) else 1.0,
+        correlation=_correlation(weight[finite], as_used[finite]),
         flushed_share=float(((seen == 0) & (weight != 0)).double().mean()),
         non_finite=int((~finite & torch.isfinite(weight)).sum()),
     )
+
+
+def _correlation(weight: Tensor, seen: Tensor) -> float:
+    """Return Pearson's correlation; 1 where one of both is constant."""
+    if not len(seen):
+        return 1.0
+    one, other = weight - weight.mean(), seen - seen.mean()
+    size = float(one.norm() * other.norm())
+    return float((one * other).sum()) / size if size > 0 else 1.0
 
 
 def _in_units_of(parameter: Tensor, used: Tensor) -> Tensor:
