@@ -32,6 +32,21 @@ _REWRITES = 64
 _PLAIN = (Tensor, nn.Parameter)
 
 
+def _is_elementwise(value: Any, parameter: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.shape == parameter.shape and value.is_floating_point()
+
+
+def _counters(optimizer: torch.optim.Optimizer) -> set[str]:
+    """Return the names of states that are one number for a whole parameter, not one for each element.
+
+    A parameter without dimensions does not tell them apart: others of the optimizer do, and where there are
+    none, the names that torch's optimizers use.
+    """
+    states = [(p, state) for p, state in optimizer.state.items() if p.dim()]
+    found = {name for p, state in states for name, value in state.items() if not _is_elementwise(value, p)}
+    return found if states else {"step", "mu_product", "eta", "mu"}
+
+
 class Lane:
     """Observation of some parameters of one group; see the module's docstring."""
 
@@ -138,12 +153,14 @@ class Lane:
         count = len(parameters)
         self._roles, self._scalars = {}, [None] * count
         keys: dict[tuple[Any, ...], list[int]] = {}
+        counters = _counters(optimizer) if any(p is not None and not p.dim() for p in parameters) else ()
         for index, parameter in enumerate(parameters):
             if parameter is None:
                 continue
             scalars, key = {}, []
             for name, value in optimizer.state.get(parameter, {}).items():
-                if isinstance(value, Tensor) and value.shape == parameter.shape and value.is_floating_point():
+                is_counter = name in counters and not parameter.dim()
+                if not is_counter and _is_elementwise(value, parameter):
                     if type(value) not in _PLAIN:
                         raise CannotReplay(f"its state {name!r} is a {type(value).__name__}")
                     self._roles.setdefault(name, [None] * count)[index] = value

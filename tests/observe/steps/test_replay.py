@@ -15,19 +15,31 @@ from tests.test_harmless import OPTIMIZERS
 
 
 def run(
-    make: Callable[[Any], torch.optim.Optimizer], dtype: torch.dtype, watch: int
+    make: Callable[[Any], torch.optim.Optimizer],
+    dtype: torch.dtype,
+    watch: int,
+    *,
+    scalars: int = 0,
+    alone: bool = False,
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Return the summed intended updates of every parameter: exact, and as the Doctor saw them."""
+    """Return the summed intended updates of every parameter: exact, and as the Doctor saw them.
+
+    ``scalars`` factors without dimensions are trained with the model, or ``alone``.
+    """
     torch.manual_seed(3)
     model = nn.Sequential(nn.Linear(24, 80), nn.Tanh(), nn.Linear(80, 5)).to(dtype)
-    optimizer = make(list(model.parameters()))
+    factors = [nn.Parameter(torch.tensor(0.7 + 0.1 * i, dtype=dtype)) for i in range(scalars)]
+    optimizer = make([*([] if alone else model.parameters()), *factors])
     stepped = [p for group in optimizer.param_groups for p in group["params"]]
     sums = [torch.zeros(p.shape, dtype=torch.float64) for p in stepped]
     doctor = Doctor(every=1, watch=watch)
     with doctor:
         for _ in range(5):
             x = torch.randn(16, 24, dtype=torch.float32).to(dtype)
-            model(x).float().square().mean().backward()
+            out = model(x).float()
+            for factor in factors:
+                out = out * factor
+            out.square().mean().backward()
             for total, update in zip(sums, exact_updates(optimizer), strict=True):
                 total += update
             optimizer.step()
@@ -52,6 +64,14 @@ def run(
 @pytest.mark.parametrize("name", [n for n in OPTIMIZERS if n not in ("Muon", "AdamW tensor lr", "Adafactor")])
 def test_equals_a_full_float64_step(name: str, dtype: torch.dtype) -> None:
     exact, seen = run(OPTIMIZERS[name], dtype, watch=64)
+    for a, b in zip(exact, seen, strict=True):
+        assert torch.allclose(a, b, rtol=1e-5, atol=1e-6 * float(a.abs().max()))
+
+
+@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "RMSprop", "Adagrad", "NAdam", "ASGD"])
+def test_parameters_without_dimensions_are_replayed_too(name: str, alone: bool) -> None:
+    exact, seen = run(getattr(torch.optim, name), torch.float32, watch=64, scalars=3, alone=alone)
     for a, b in zip(exact, seen, strict=True):
         assert torch.allclose(a, b, rtol=1e-5, atol=1e-6 * float(a.abs().max()))
 
