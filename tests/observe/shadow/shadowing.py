@@ -23,11 +23,9 @@ def place(spot: Spot | None) -> Place | None:
 
 
 @contextmanager
-def shadowed(
-    is_made: Callable[[Tensor], bool] = is_trained, *, thorough: bool = False
-) -> Iterator[ShadowWatch]:
+def shadowed(is_made: Callable[[Tensor], bool] = is_trained) -> Iterator[ShadowWatch]:
     """Follow what runs inside."""
-    watch = ShadowWatch(UserCode(), is_made, thorough=thorough)
+    watch = ShadowWatch(UserCode(), is_made)
     probe = OperationProbe([watch])
     probe.attach()
     try:

@@ -217,11 +217,11 @@ def built_in(hidden: Tensor) -> Tensor:
     return F.layer_norm(F.log_softmax(hidden.bfloat16(), -1), (8,)).float()
 
 
-def backward_passes(act: Callable[[Tensor], Tensor], passes: int = 3, *, thorough: bool = False) -> Exactness:
+def backward_passes(act: Callable[[Tensor], Tensor], passes: int = 3) -> Exactness:
     """Train a layer in front of ``act``, the gradient of whose input goes on through a product to it."""
     first, last = layer(8, 8), layer(8, 1)
     optimizer = torch.optim.SGD([*first.parameters(), *last.parameters()], lr=1e-3)
-    with shadowed(thorough=thorough) as watch:
+    with shadowed() as watch:
         for number in range(passes):
             torch.manual_seed(number)
             loss = last(act(first(torch.randn(16, 8)))).square().mean()
@@ -251,20 +251,6 @@ def test_the_same_in_float64_is_sound(monkeypatch: pytest.MonkeyPatch) -> None:
     assert backward_passes(custom).cancellations == ()
 
 
-@pytest.mark.parametrize("thorough", [False, True])
 @pytest.mark.parametrize("act", [softmax, built_in])
-def test_gradients_in_bfloat16_are_sound(act: Callable[[Tensor], Tensor], thorough: bool) -> None:
-    assert backward_passes(act, thorough=thorough).cancellations == ()
-
-
-def opposed(hidden: Tensor) -> Tensor:
-    low = hidden.bfloat16()
-    return (low * 100.3 - low * 100).float()
-
-
-def test_derivatives_of_torch_are_followed_where_that_is_asked_for() -> None:
-    def gradients(seen: Exactness) -> list[str]:
-        return [site.operation for site in seen.cancellations if dict(site.reached).get("gradient")]
-
-    assert gradients(backward_passes(opposed)) == []
-    assert "add" in gradients(backward_passes(opposed, thorough=True))
+def test_gradients_in_bfloat16_are_sound(act: Callable[[Tensor], Tensor]) -> None:
+    assert backward_passes(act).cancellations == ()
