@@ -9,7 +9,7 @@ at, which nothing has to wait for.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -27,14 +27,18 @@ from precdoctor.observe.watch import is_plain
 _LEAST = 0.9
 #: error of what a decay leaves to 1, over what it was meant to be, from which it is another decay
 _OFF = 0.5
-_CASTS = ("aten::_to_copy", "aten::copy_")
-#: operations that make tensors of a Python number, and its place among the arguments
-_FACTORIES = {"aten::full": 1, "aten::fill_": 1, "aten::scalar_tensor": 0, "aten::full_like": 1}
+#: operations that give a tensor a number, or the value of another one, and its place among the arguments
+_MADE = {
+    "aten::_to_copy": 0,
+    "aten::copy_": 1,
+    "aten::full": 1,
+    "aten::full_like": 1,
+    "aten::fill_": 1,
+    "aten::scalar_tensor": 0,
+}
 #: operations through which a factor is followed
 _FOLLOWED = frozenset(
-    f"aten::{name}{suffix}"
-    for name in ("_to_copy", "clone", "rsub", "sub", "add", "neg")
-    for suffix in ("", "_")
+    f"aten::{name}{suffix}" for name in ("clone", "rsub", "sub", "add", "neg") for suffix in ("", "_")
 )
 #: operations that scale by it
 _SCALES = frozenset(
@@ -90,7 +94,7 @@ class DecayWatch:
         out = operation.out
         if not isinstance(out, Tensor) or out.numel() != 1 or out.device.type != "cpu" or not is_plain(out):
             return
-        if name in _CASTS or name in _FACTORIES:
+        if name in _MADE:
             self._made(operation, name, out)
         elif self._factors and name in _FOLLOWED:
             self._follow(operation, name, out)
@@ -111,20 +115,16 @@ class DecayWatch:
         known = self._factors.get(storage_key(value))
         return known if known is not None and not known.memory.gone else None
 
-    def _put(self, out: Tensor, known: _Factor, exact: float) -> None:
+    def _put(self, factor: _Factor) -> None:
         if len(self._factors) < _FACTORS:
-            self._factors[storage_key(out)] = _Factor(
-                Memory(out), exact, known.meant, known.stored, known.format, known.spot
-            )
+            self._factors[factor.memory.key] = factor
 
     def _made(self, operation: Operation, name: str, out: Tensor) -> None:
         self._factors.pop(storage_key(out), None)
-        source: Any = operation.args[_FACTORIES[name]] if name in _FACTORIES else operation.args[-1]
-        if name == "aten::copy_":
-            source = operation.args[1]
+        source: Any = operation.args[_MADE[name]]
         known = self._of(source)
         if known is not None:
-            self._put(out, known, known.exact)
+            self._put(replace(known, memory=Memory(out)))
             return
         if out.dtype not in LOW or not isinstance(source, (int, float, Tensor)):
             return
@@ -134,7 +134,7 @@ class DecayWatch:
         if _LEAST < meant < 1 and abs(stored - meant) > _OFF * (1 - meant):
             spot = self._code.innermost(operation.frame)[0]
             format = str(out.dtype).removeprefix("torch.")
-            self._put(out, _Factor(Memory(out), meant, meant, stored, format, spot), meant)
+            self._put(_Factor(Memory(out), meant, meant, stored, format, spot))
 
     def _follow(self, operation: Operation, name: str, out: Tensor) -> None:
         """Follow what is made of a decay and numbers: what it leaves to 1."""
@@ -149,7 +149,8 @@ class DecayWatch:
             found = self._of(tensor)
             return torch.full_like(tensor, found.exact if found is not None else 0.0, dtype=torch.float64)
 
-        self._put(out, factor, float(replay(operation.func, operation.args, operation.kwargs, exact)))
+        left = float(replay(operation.func, operation.args, operation.kwargs, exact))
+        self._put(replace(factor, memory=Memory(out), exact=left))
 
     def _scaled(self, operation: Operation) -> None:
         """Take note of a tensor that is scaled by a decay, or by what it leaves to 1."""

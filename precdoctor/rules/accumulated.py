@@ -55,6 +55,19 @@ def accumulation_subjects(record: Accumulation, kind: str = "buffer") -> tuple[S
     return named
 
 
+def arrival(record: Accumulation, fmt: Format) -> dict[str, float | int | str | None]:
+    """Return how much of the updates arrived, and what the format can hold, as measured values."""
+    return {
+        "format": record.format,
+        "edq": record.edq,
+        "edq_low": record.edq_low,
+        "edq_high": record.edq_high,
+        "lost_share": record.lost_share,
+        "half_ulp_share_min": fmt.eps / 4,
+        "half_ulp_share_max": fmt.eps / 2,
+    }
+
+
 def who(record: Accumulation, noun: str) -> str:
     """Return what is added to, in words: "ema.weight", "3 averages (a, b and c)", "the sum at a.py:34"."""
     if len(record.names) == 1:

@@ -7,6 +7,7 @@ from precdoctor.formats import Format
 from precdoctor.rules.accumulated import (
     accumulation_locations,
     accumulation_subjects,
+    arrival,
     low_format,
     origin_of,
     who,
@@ -46,14 +47,8 @@ def _finding(
         ),
         locations=accumulation_locations(evidence, record),
         measured={
-            "format": record.format,
-            "edq": record.edq,
-            "edq_low": record.edq_low,
-            "edq_high": record.edq_high,
-            "lost_share": record.lost_share,
+            **arrival(record, fmt),
             "merges": record.updates,
-            "half_ulp_share_min": fmt.eps / 4,
-            "half_ulp_share_max": fmt.eps / 2,
         },
         prescriptions=ranked(
             [
