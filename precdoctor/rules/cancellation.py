@@ -68,11 +68,11 @@ class Cancellation(Rule):
 
     ## Blind spots
 
-    Forward passes, and of backward passes the user's own functions and hooks (not torch's derivatives, nor
-    sums that they write in place), in the steps in which the operation probe is awake; values that never
-    were below float32 in the first three steps, in three evaluations of a model, and on from where digits
-    of such were seen to cancel. Tensors of over a million elements are not followed. What cancels inside
-    one operation is seen by its result.
+    Forward passes, and of backward passes the user's own functions and hooks (torch's derivatives with
+    `--probe shadow` only; no sums that are written in place), in the steps in which the operation probe is
+    awake; values that never were below float32 in the first three steps, in three evaluations of a model,
+    and on from where digits of such were seen to cancel. Tensors of over a million elements are not
+    followed. What cancels inside one operation is seen by its result.
 
     ## Remedies
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,6 +59,11 @@ class BackwardWatch:
         if number not in self._lines and len(self._lines) < _LINES:
             self._lines[number] = self._code.innermost(operation.frame)[0]
 
+    def line(self) -> Spot | None:
+        """Return the line of the forward pass that the operation at hand, of a backward pass, belongs to."""
+        node: Any = torch._C._current_autograd_node()
+        return self._lines.get(node._sequence_nr()) if node is not None else None
+
     def losses(self, losses: Sequence[Tensor]) -> None:
         """Note that ``backward`` is about to be called on losses."""
         self._is_wanted = bool(losses) and all(t.numel() <= LARGEST and is_finite(t) for t in losses)
@@ -96,10 +102,9 @@ class BackwardWatch:
 
     def _born(self, operation: Operation, out: Tensor) -> _Site:
         """Return where the inf or NaN of a result is made."""
-        node = torch._C._current_autograd_node()
         inside = function_of_engine(operation.frame) is not None
         own = self._code.innermost(operation.frame)[0] if inside else None
-        spot, name = own or self._lines.get(node._sequence_nr()), node.name()
+        spot, name = own or self.line(), torch._C._current_autograd_node().name()
         site = self._sites.get((spot, name))
         if site is None:
             kind, form = operation.name.rpartition("::")[2], str(out.dtype).removeprefix("torch.")

@@ -209,8 +209,8 @@ class DigitWatch:
 
         ``to_log``: most of the error is in the logarithm of a sum, which something is added to.
         """
-        if origin is None or origin.spot != look.spot or look.spot is None:
-            return None
+        if origin is None or origin.spot != look.spot or look.spot is None or look.is_derivative:
+            return None  # gradients of one line are no sum formed on it
         if out.dtype not in NARROW or not look.kind.adds:
             return None
         nats = nats_off(out, exact) if to_log else 0.0

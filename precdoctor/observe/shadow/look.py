@@ -44,6 +44,8 @@ class Look:
         self.inputs, self.written = inputs, written
         #: optimizer steps made before, and the number of the forward pass
         self.step, self.number = operation.step, number
+        #: one of torch's derivatives, whose line is that of the forward pass
+        self.is_derivative = False
         #: an argument is itself a sum
         self.sums = False
 

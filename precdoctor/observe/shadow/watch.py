@@ -4,7 +4,8 @@ An operation is run again in float64 on the exact values of its arguments; what 
 the error that came in since something last counted as exact. Exact count parameters, data, random
 numbers, whatever jumps, and what an operation with a weight (a layer) returns: mixed precision accepts
 the rounding of layers, and what is judged is the arithmetic between them. In a backward pass the user's own
-functions are followed, and what has lost its digits there on its way to the parameters.
+functions are followed, and what has lost its digits there on its way to the parameters; where it is
+``thorough``, everything.
 """
 
 from __future__ import annotations
@@ -146,8 +147,9 @@ class ShadowWatch:
         """Look at an operation of a backward pass."""
         damaged = (s.damage for t in floats(operation.inputs) if (s := self._table.get(t)) is not None)
         is_followed = any(damage is not None and damage.backward for damage in damaged)
-        if not operation.graded and (is_followed or self._is_own(operation.frame)):
-            self._look(operation, kind)
+        own = self._is_own(operation.frame)
+        if not operation.graded and (own or is_followed or self._thorough):
+            self._look(operation, kind, own=own)
         elif kind.writes:
             self._forget(written(kind, operation.args))
 
@@ -160,7 +162,7 @@ class ShadowWatch:
             frame = frame.f_back if frame is not function else None
         return False
 
-    def _look(self, operation: Operation, kind: Kind) -> None:
+    def _look(self, operation: Operation, kind: Kind, *, own: bool = True) -> None:
         backward = operation.backward
         self._operations += 1
         if not backward:
@@ -173,6 +175,8 @@ class ShadowWatch:
             return
         # the loss, at which passes are told apart, is known when backward begins
         look = Look(self._code, operation, kind, inputs, into, self._number - backward)
+        if not own:
+            look.is_derivative, look.spot = True, self._backward.line()
         if kind.factory:
             self._marks.born(outs, (look.spot,) if look.spot is not None else ())
             if not kind.counting:
@@ -233,10 +237,7 @@ class ShadowWatch:
             exact = shadow.view(tensor)
             error = measured(tensor, exact).relative
             if hurt_of(shadow.damage, tensor, exact, error) is not None:
-                is_line = look is not None and (
-                    not look.operation.backward or self._is_own(look.operation.frame)
-                )
-                spot = look.spot if look is not None and is_line else None
+                spot = look.spot if look is not None else None
                 shadow.damage.reach(where, self._number, spot, error)
 
     def _is_read(self, tensor: Tensor) -> None:

@@ -23,9 +23,11 @@ def place(spot: Spot | None) -> Place | None:
 
 
 @contextmanager
-def shadowed(is_made: Callable[[Tensor], bool] = is_trained) -> Iterator[ShadowWatch]:
+def shadowed(
+    is_made: Callable[[Tensor], bool] = is_trained, *, thorough: bool = False
+) -> Iterator[ShadowWatch]:
     """Follow what runs inside."""
-    watch = ShadowWatch(UserCode(), is_made)
+    watch = ShadowWatch(UserCode(), is_made, thorough=thorough)
     probe = OperationProbe([watch])
     probe.attach()
     try:

@@ -217,11 +217,11 @@ def built_in(hidden: Tensor) -> Tensor:
     return F.layer_norm(F.log_softmax(hidden.bfloat16(), -1), (8,)).float()
 
 
-def backward_passes(act: Callable[[Tensor], Tensor], passes: int = 3) -> Exactness:
+def backward_passes(act: Callable[[Tensor], Tensor], passes: int = 3, *, thorough: bool = False) -> Exactness:
     """Train a layer in front of ``act``, the gradient of whose input goes on through a product to it."""
     first, last = layer(8, 8), layer(8, 1)
     optimizer = torch.optim.SGD([*first.parameters(), *last.parameters()], lr=1e-3)
-    with shadowed() as watch:
+    with shadowed(thorough=thorough) as watch:
         for number in range(passes):
             torch.manual_seed(number)
             loss = last(act(first(torch.randn(16, 8)))).square().mean()
@@ -251,6 +251,29 @@ def test_the_same_in_float64_is_sound(monkeypatch: pytest.MonkeyPatch) -> None:
     assert backward_passes(custom).cancellations == ()
 
 
+@pytest.mark.parametrize("thorough", [False, True])
 @pytest.mark.parametrize("act", [softmax, built_in])
-def test_gradients_in_bfloat16_are_sound(act: Callable[[Tensor], Tensor]) -> None:
-    assert backward_passes(act).cancellations == ()
+def test_gradients_in_bfloat16_are_sound(act: Callable[[Tensor], Tensor], thorough: bool) -> None:
+    assert backward_passes(act, thorough=thorough).cancellations == ()
+
+
+def opposed(hidden: Tensor) -> Tensor:
+    low = hidden.bfloat16()
+    return (low * 100.3 - low * 100).float()
+
+
+def test_derivatives_of_torch_are_followed_where_that_is_asked_for() -> None:
+    def gradients(seen: Exactness) -> list[str]:
+        return [site.operation for site in seen.cancellations if dict(site.reached).get("gradient")]
+
+    assert gradients(backward_passes(opposed)) == []
+    assert "add" in gradients(backward_passes(opposed, thorough=True))
+
+
+def flushed(hidden: Tensor) -> Tensor:
+    low = hidden.half()
+    return (low * low).float() * 3e-8  # too little of its gradient for float16
+
+
+def test_gradients_of_one_line_are_no_sum_formed_on_it() -> None:
+    assert backward_passes(flushed, thorough=True).lossy_sums == ()
