@@ -214,7 +214,7 @@ def _stepped(
             downs_applied=max(intended - lost - ups_applied, 0),
             drift_intended=float(u.mean()),
             drift_applied=float(a.mean()),
-            relative_rms=math.sqrt(uu / max(ledger.steps, 1) / ww) if ww > 0 else 0.0,
+            relative_rms=math.sqrt(uu / max(ledger.clock, 1) / ww) if ww > 0 else 0.0,
             mismatch_share=missed,
             rewritten_share=rewritten_share,
             rewritten=rewritten,

@@ -1,4 +1,4 @@
-"""PD105: with the schedule given, updates will be lost from some step on."""
+"""PD105: with the schedule given, updates will be lost from some step on, or have been."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ from precdoctor.rules.wording import count, number, percent
 FREEZING_EDQ = 0.5
 #: EDQ (lower bound) from which a parameter is healthy now; less is PD102's (error) business
 HEALTHY_EDQ = 0.7
-#: share of the steps to come that must be lost: every schedule that ends at 0 loses its last few
-MIN_LOST_FUTURE_SHARE = 0.1
+#: share of the steps, to come or made, that must be lost: every schedule that ends at 0 loses its last few
+MIN_LOST_SHARE = 0.1
+#: stretches of the timeline, the last ones, that must say so of a run that has come to its end
+MIN_STRETCHES = 3
 #: relative change of the learning rate that a scheduler is expected to have made
 RATE_CHANGE = 0.02
 
@@ -41,6 +43,16 @@ class Forecast:
     is_bounded: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frozen:
+    """Since when a parameter's updates have been lost to a rate that has fallen."""
+
+    item: Stepped
+    #: step of its optimizer from which EDQ stayed under one half, and the share of all steps since
+    step: int
+    share: float
+
+
 class ApproachingFreeze(Rule):
     """With the schedule given, updates will be lost from some step on: a forecast.
 
@@ -57,8 +69,8 @@ class ApproachingFreeze(Rule):
 
     ## Criterion
 
-    Only for a run that was cut short (it has a future) with a scheduler that can be asked for the rates to
-    come. Each parameter's squared intended updates, by headroom in bits, are kept as if every rate had been
+    For a run that was cut short (it has a future) with a scheduler that can be asked for the rates to come.
+    Each parameter's squared intended updates, by headroom in bits, are kept as if every rate had been
     1, the latest steps weighing most (Adam's first updates, or those of a warm-up, say little about later
     ones), and shifted by the rates to come. What is looked for is the step from which the expected EDQ stays
     under 0.5, for parameters in a format below float32 that are healthy now (EDQ 0.7 or more at the lower end
@@ -66,6 +78,10 @@ class ApproachingFreeze(Rule):
     steps up to the end of the schedule are under it; else, and for a schedule without an end (exponential,
     every so many steps), a note. A schedule ends where its rate, having fallen, reaches 0, stays at a floor
     or turns up again.
+
+    Of a run that has come to its end, what was foreseen is seen: EDQ stayed under 0.5 in the last 10 % or
+    more of its steps, and the updates kept as above say that it would be 0.7 or more at the largest rate of
+    the run: it is the rate that has fallen, not the gradient of a run that has converged.
 
     ## Blind spots
 
@@ -100,29 +116,42 @@ class ApproachingFreeze(Rule):
     def criterion(cls, evidence: Evidence) -> list[Finding]:
         """Return one finding per cause and severity."""
         if evidence.run.ended not in ("stopped", "watched"):
-            return []
+            ended = {id(f.item): f for f in (frozen(i, evidence) for i in stepped(evidence)) if f is not None}
+            groups = by_cause(f.item for f in ended.values())
+            return [cls._seen(evidence, [ended[id(i)] for i in group]) for group in groups]
         found = {id(f.item): f for f in (forecast(i, evidence) for i in stepped(evidence)) if f is not None}
         findings = []
         for severity in ("warning", "note"):
             items = [f.item for f in found.values() if _severity(f) == severity]
             for group in by_cause(items):
-                findings.append(cls._finding(evidence, [found[id(i)] for i in group], severity))
+                findings.append(cls._foreseen(evidence, [found[id(i)] for i in group], severity))
         return findings
 
     @classmethod
-    def _finding(cls, evidence: Evidence, found: Sequence[Forecast], severity: Severity) -> Finding:
+    def _seen(cls, evidence: Evidence, found: Sequence[Frozen]) -> Finding:
+        items = [f.item for f in found]
+        first = min(found, key=lambda f: f.step)
+        group = first.item.group
+        text = (
+            f"{_who(items, 'loses', 'lose')} more than half of the descent from about step "
+            f"{first.step:,} on ({percent(first.share)} of the run), where the learning rate fell from "
+            f"{number(group.lr_max or 0.0)} to {number(group.lr_last or 0.0)}"
+        )
+        if len(items) > 1:
+            text += f" ({first.item.parameter.name}, the first)"
+        return cls._finding(
+            evidence, items, "warning", text, freeze_step=first.step, lost_share_at_end=first.share
+        )
+
+    @classmethod
+    def _foreseen(cls, evidence: Evidence, found: Sequence[Forecast], severity: Severity) -> Finding:
         items = [f.item for f in found]
         first = min(found, key=lambda f: f.step)
         item = first.item
-        who = (
-            f"{item.parameter.name} ({item.format.name}) is"
-            if len(items) == 1
-            else f"{count(len(items), 'parameter')} in {item.format.name} are"
-        )
         now = "now" if expected_rise(item, evidence.run) <= 1 else "once the rate has risen"
         text = (
-            f"{who} healthy {now} and will lose more than half of the descent from about step "
-            f"{first.step:,} on, when the schedule reaches lr {number(first.lr)}; "
+            f"{_who(items, 'is', 'are')} healthy {now} and will lose more than half of the descent from "
+            f"about step {first.step:,} on, when the schedule reaches lr {number(first.lr)}; "
             f"EDQ falls to {number(first.edq_lowest)}"
         )
         if len(items) > 1:
@@ -131,13 +160,21 @@ class ApproachingFreeze(Rule):
             text += f"; {percent(first.lost_future_share)} of the steps up to the schedule's end are lost so"
         else:
             text += ", should the training go on that long"
-        values = measured(evidence, items)
-        values |= {
-            "freeze_step": first.step,
-            "freeze_lr": first.lr,
-            "edq_lowest": first.edq_lowest,
-            "lost_future_share": first.lost_future_share,
-        }
+        return cls._finding(
+            evidence,
+            items,
+            severity,
+            text,
+            freeze_step=first.step,
+            freeze_lr=first.lr,
+            edq_lowest=first.edq_lowest,
+            lost_future_share=first.lost_future_share,
+        )
+
+    @classmethod
+    def _finding(
+        cls, evidence: Evidence, items: Sequence[Stepped], severity: Severity, text: str, **values: float
+    ) -> Finding:
         return Finding(
             rule=cls.id,
             name=cls.name,
@@ -145,7 +182,7 @@ class ApproachingFreeze(Rule):
             subjects=parameter_subjects(i.parameter for i in items),
             message=f"{text}{sample_note(evidence, items)}.",
             locations=format_locations(items),
-            measured=values,
+            measured={**measured(evidence, items), **values},
             prescriptions=for_lost_updates(items, scaling=False),
         )
 
@@ -174,6 +211,26 @@ def forecast(item: Stepped, evidence: Evidence) -> Forecast | None:
         lost_future_share=1 - step / points[-1][0],
         is_bounded=is_bounded,
     )
+
+
+def frozen(item: Stepped, evidence: Evidence) -> Frozen | None:
+    """Return since when a parameter of a run that has ended loses its updates to a rate that has fallen."""
+    group, energy, found = item.group, item.updates.headroom_per_lr, quality(item, evidence.run)
+    if not item.is_low or item.preserves or item.writes_nothing or found is None or found.low < HEALTHY_EDQ:
+        return None
+    if group.lr_last is None or not group.lr_max or not is_meant(item, evidence.run, MIN_JUDGED):
+        return None
+    at_least = edq_at(energy, group.lr_last) if group.lr_last > 0 else 0.0
+    if edq_at(energy, group.lr_max) < HEALTHY_EDQ or at_least >= FREEZING_EDQ:
+        return None
+    seen = [(s, e) for s, e in zip(evidence.timeline, item.updates.timeline, strict=False) if e is not None]
+    before = max((i for i, (_, edq) in enumerate(seen) if edq >= FREEZING_EDQ), default=-1)
+    lost = seen[before + 1 :]
+    if before < 0 or len(lost) < MIN_STRETCHES:
+        return None
+    since = seen[before][0]
+    share = 1 - since / lost[-1][0]
+    return Frozen(item=item, step=since + 1, share=share) if share >= MIN_LOST_SHARE else None
 
 
 def _crossing(energy: Histogram, above: tuple[int, float], below: tuple[int, float]) -> tuple[int, float]:
@@ -222,5 +279,13 @@ def _has_another_pace(item: Stepped) -> bool:
     return any(abs(lr - group.lr_last) > RATE_CHANGE * group.lr_last for lr in near)
 
 
+def _who(items: Sequence[Stepped], one: str, several: str) -> str:
+    """Return the parameters with their verb."""
+    item = items[0]
+    if len(items) == 1:
+        return f"{item.parameter.name} ({item.format.name}) {one}"
+    return f"{count(len(items), 'parameter')} in {item.format.name} {several}"
+
+
 def _severity(found: Forecast) -> Severity:
-    return "warning" if found.is_bounded and found.lost_future_share >= MIN_LOST_FUTURE_SHARE else "note"
+    return "warning" if found.is_bounded and found.lost_future_share >= MIN_LOST_SHARE else "note"

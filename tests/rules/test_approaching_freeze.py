@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -111,3 +112,40 @@ def test_a_second_period_that_is_higher_is_not_part_of_the_first() -> None:
     (once,) = judge(scheduled(LINEAR[:-1]))
     (twice,) = judge(scheduled((*LINEAR[:-1], *again)))
     assert once.measured["freeze_step"] == twice.measured["freeze_step"]
+
+
+def ended(edqs: list[float | None], *, bits: float = 1.5, lr: float = 3e-5, **changes: object) -> Evidence:
+    """Return a run of 1,000 steps in stretches of 100 that ended at a rate of ``lr``, down from 3e-4."""
+    given = evidence(parameter(updates=updates(bits=bits, timeline=tuple(edqs), **changes)), ended="finished")
+    given = dataclasses.replace(given, timeline=tuple(range(100, 1001, 100)))
+    return grouped(given, lr_first=3e-4, lr_last=lr, lr_max=3e-4)
+
+
+FADING: list[float | None] = [1.0, 1.0, 1.0, 0.9, 0.8, 0.6, 0.4, 0.2, 0.1, 0.0]
+
+
+def test_says_since_when_updates_of_an_ended_run_were_lost() -> None:
+    (finding,) = judge(ended(FADING))
+    assert finding.severity == "warning"
+    assert finding.measured["freeze_step"] == 601
+    assert finding.measured["lost_share_at_end"] == pytest.approx(0.4)
+    assert "from about step 601 on (40 % of the run)" in finding.message
+
+
+def test_the_last_few_steps_of_an_ended_run_are_no_illness() -> None:
+    assert judge(ended([*[1.0] * 8, 0.4, 0.1])) == []
+    assert judge(ended([*[1.0] * 7, 0.4, 0.1, None])) == []
+
+
+def test_a_rate_that_stayed_is_not_to_blame() -> None:
+    assert judge(ended(FADING, lr=3e-4)) == []
+
+
+def test_a_run_that_has_converged_lost_nothing() -> None:
+    # its gradients have become so small that the largest rate would not bring them through either
+    assert judge(ended(FADING, bits=-3.0)) == []
+
+
+def test_an_ended_run_that_was_ill_all_along_is_left_to_the_other_rules() -> None:
+    assert judge(ended([0.1] * 10)) == []
+    assert judge(ended(FADING, edq=0.5)) == []

@@ -56,7 +56,8 @@ class Ledger:
         def zeros(dtype: torch.dtype = dtype) -> Tensor:
             return torch.zeros(n, dtype=dtype, device=device)
 
-        # sums of u, a, u*u, a*u with u the intended and a the applied update
+        # sums of u, a, u*u, a*u with u the intended and a the applied update; in those of products a step
+        # stands for the ones since the last observed: the first are all observed, later ones now and then
         self.u, self.a, self.uu, self.au = zeros(), zeros(), zeros(), zeros()
         # the open window's sums of u and a, and the sums of their products over closed windows
         self.windows = {w: (zeros(), zeros(), zeros(), zeros()) for w in WINDOWS}
@@ -71,7 +72,8 @@ class Ledger:
         self.headroom = torch.zeros(count * _BINS, dtype=torch.float32, device=device)
         self.energy = torch.zeros(count * _BINS, dtype=torch.float32, device=device)
         self.energy_per_lr = torch.zeros_like(self.energy)
-        self._number = self._clock = 0
+        #: number of the last observed step, and of steps up to it: a new optimizer counts from 1 again
+        self._number = self.clock = 0
         self.decay: tuple[Tensor, Tensor] | None = None
         self.last_decay: Tensor | None = None
         self.steps = 0
@@ -99,10 +101,12 @@ class Ledger:
             self.first = before.clone()
         self.before, self.after, self.last_u, self.last_a = before, after, u, a
         meant, moved = u != 0, a != 0
+        elapsed, self._number = max(number - self._number, 1), number
+        self.clock += elapsed
         self.u += u
         self.a += a
-        self.uu.addcmul_(u, u)
-        self.au.addcmul_(a, u)
+        self.uu.addcmul_(u, u, value=elapsed)
+        self.au.addcmul_(a, u, value=elapsed)
         self.intended += meant
         self.lost += meant & ~moved
         self.ups_intended += u > 0
@@ -124,24 +128,21 @@ class Ledger:
         bits = torch.nan_to_num(bits, nan=_LOW)
         bins, squares = self._bins(bits, _LOW), (u * u).to(self.energy.dtype)
         self.headroom.index_add_(0, bins, meant.to(self.headroom.dtype))
-        self.energy.index_add_(0, bins, squares)
-        self._add_per_lr(bits, squares, lr, number)
+        self.energy.index_add_(0, bins, squares, alpha=elapsed)
+        self._add_per_lr(bits, squares, lr, elapsed)
 
     def _bins(self, bits: Tensor, low: float) -> Tensor:
         return bits.sub(low).mul_(_PER_BIT).clamp_(0, _BINS - 1).long().add_(self._first_bin)
 
-    def _add_per_lr(self, bits: Tensor, squares: Tensor, lr: float | None, number: int) -> None:
+    def _add_per_lr(self, bits: Tensor, squares: Tensor, lr: float | None, elapsed: int) -> None:
         """Add one step as it would be at a learning rate of 1, and let the older ones fade.
 
-        It stands for the steps since the last observed one. The first updates of Adam are several times as
-        large as later ones and all observed: summed up alike they would hide what the run has come to.
+        The first updates of Adam are several times as large as later ones: summed up alike they would hide
+        what the run has come to.
         """
-        # a new optimizer over the same parameters counts from 1 again
-        elapsed, self._number = max(number - self._number, 1), number
-        self._clock += elapsed
         if lr is None or not lr > 0:
             return
-        kept = (1 - elapsed / self._clock) ** _FADING
+        kept = (1 - elapsed / self.clock) ** _FADING
         self.energy_per_lr *= kept
         bins = self._bins(bits, _LOW_PER_LR + math.log2(lr))
         self.energy_per_lr.index_add_(0, bins, squares, alpha=(1 - kept) / lr**2)

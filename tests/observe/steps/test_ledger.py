@@ -138,6 +138,17 @@ def test_a_step_stands_for_those_before_it_that_were_not_observed() -> None:
     assert foreseen([*dense, (100, 1e-2, 2.5e-3)]).histogram(0, "energy per lr").share_below(8) > 0.99
 
 
+@pytest.mark.parametrize(("last", "edq"), [(20, 0.5), (100, 0.1)])
+def test_edq_is_that_of_the_run_however_many_of_its_steps_are_observed(last: int, edq: float) -> None:
+    ledger = Ledger([Segment(0, 8, 1)], BFLOAT16, torch.float32, torch.device("cpu"))
+    ones, update = torch.ones(8), torch.full((8,), 2**-7)
+    for number in range(1, 11):
+        ledger.add(ones, ones + update, update.double(), 0.0, number=number)
+    ledger.add(ones, ones, update.double(), 0.0, number=last)  # lost, as in those before it
+    assert ledger.edq(0)[0].edq == pytest.approx(edq)
+    assert ledger.histogram(0, "energy").total == pytest.approx(last * 8 * 2**-14)
+
+
 def test_nothing_is_foreseen_from_a_rate_of_zero() -> None:
     assert foreseen([(1, 0.0, 0.0)]).histogram(0, "energy per lr").counts == ()
 
