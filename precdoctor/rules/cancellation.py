@@ -63,8 +63,10 @@ class Cancellation(Rule):
     schedule, which is a table of 32 numbers or more that rises or falls all along, 1 % of the elements off
     by half their value are enough, in c - a of what is looked up in it (or of all of it) in 16 bits, where
     a root, a logarithm or a quotient of that is taken: the first timesteps of a noise schedule get no
-    noise. Exact counts what layers return: the rounding of mixed precision inside the model is not judged.
-    Results that are zero but for the rounding of float64 are none.
+    noise. In one of torch's derivatives it is a note: where the problem itself is ill-conditioned, as a
+    system of equations may be, other arithmetic does not help. Exact counts what layers return: the
+    rounding of mixed precision inside the model is not judged. Results that are zero but for the rounding
+    of float64 are none.
 
     ## Blind spots
 
@@ -100,6 +102,8 @@ class Cancellation(Rule):
             reached = ends(site, seen) or _ends_of_evaluation(site, seen)
             if reached:
                 grave: Severity = "error" if site.reached_error > ERROR else "warning"
+                if site.derivative:
+                    grave = "note"  # it may be the problem that is ill-conditioned, not the arithmetic
                 found.append(cls._at(site, grave, f"that reaches {in_words(reached)}{at(site.reached_at)}"))
             elif _is_noise(site, seen):
                 found.append(cls._at(site, "warning", "gradient goes through what is noise"))
@@ -114,13 +118,15 @@ class Cancellation(Rule):
             lost = f"is off by {_times(site.error)} of its exact value"
         else:
             lost = f"has {percent(site.share)} of its elements off by more than half their value"
+        which = "the derivative of " if site.derivative else ""
         return Finding(
             rule=cls.id,
             name=cls.name,
             severity=severity,
             subjects=subjects([site]),
-            message=f"{where(site)}: digits cancel, the result {lost}; it is {number(site.remaining)} of the "
-            f"arguments' size, which are off by {number(site.error_before)} from {source}; {harm}.",
+            message=f"{which}{where(site)}: digits cancel, the result {lost}; it is "
+            f"{number(site.remaining)} of the arguments' size, which are off by {number(site.error_before)} "
+            f"from {source}; {harm}.",
             locations=site_locations([site]),
             measured={
                 "passes": site.passes,

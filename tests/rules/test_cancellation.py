@@ -31,6 +31,12 @@ def test_severity_is_the_error_of_what_it_reaches(error: float, severity: str) -
     assert finding.severity == severity
 
 
+def test_a_derivative_of_an_ill_conditioned_problem_is_a_note() -> None:
+    (finding,) = judged(cancellation(reached=(("gradient", 20),), reached_error=0.6, derivative=True))
+    assert finding.severity == "note"
+    assert finding.message.startswith("the derivative of variance at train.py")
+
+
 def test_the_line_that_brings_the_error_in_is_the_cause() -> None:
     born = dataclasses.replace(SOURCE, line=5)
     (finding,) = judged(cancellation(reached=(("layer", 20),), births=(born,)))

@@ -100,7 +100,7 @@ class DigitWatch:
 
     def __init__(self, table: ShadowTable) -> None:
         self._table = table
-        self.cancellations: dict[tuple[Spot | None, str], CancellationSite] = {}
+        self.cancellations: dict[tuple[Spot | None, str, bool], CancellationSite] = {}
         self.lossy_sums: dict[tuple[Spot | None, str], LossySumSite] = {}
         self.phases: dict[tuple[Spot | None, str], PhaseSite] = {}
         #: a difference has lost its digits although no value was below float32
@@ -120,10 +120,13 @@ class DigitWatch:
         exact: Tensor,
         rel: float,
     ) -> tuple[Site | None, bool]:
-        """Return the damage that a result still carries, and whether it was magnified."""
+        """Return the damage that a result still carries, and whether it was magnified.
+
+        What the forward pass has lost is judged by where it gets to there, not by torch's derivatives.
+        """
         carriers = sorted((s for s in shadows if s.damage is not None), key=lambda s: -s.error)
         site = carriers[0].damage if carriers else other
-        if site is None:
+        if site is None or (look.is_derivative and not site.backward):
             return None, False
         hurt = hurt_of(site, out, exact, rel)
         if hurt is None:
@@ -189,10 +192,12 @@ class DigitWatch:
 
     def site(self, look: Look, out: Tensor) -> CancellationSite:
         """Return the site of a difference, made at first sight."""
-        key = look.spot, look.kind.name
+        key = look.spot, look.kind.name, look.is_derivative
         if key not in self.cancellations:
             form = str(out.dtype).removeprefix("torch.")
-            self.cancellations[key] = CancellationSite(look.spot, look.kind.name, form)
+            self.cancellations[key] = CancellationSite(
+                look.spot, look.kind.name, form, derivative=look.is_derivative
+            )
         return self.cancellations[key]
 
     def accumulated(

@@ -145,6 +145,7 @@ class NonFiniteSite(Site):
 class CancellationSite(Site):
     """See `precdoctor.evidence.exactness.Cancellation`."""
 
+    derivative: bool = False
     error_before: float = 0.0
     error: float = 0.0
     error_first: float = 0.0
@@ -166,6 +167,7 @@ class CancellationSite(Site):
             source=origin.operation if origin is not None else "",
             source_format=str(origin.format).removeprefix("torch.") if origin is not None else "",
             probabilities=origin is not None and origin.probabilities,
+            derivative=self.derivative,
             error_before=self.error_before,
             error=self.error,
             error_first=self.error_first,

@@ -263,11 +263,12 @@ def opposed(hidden: Tensor) -> Tensor:
 
 
 def test_derivatives_of_torch_are_followed_where_that_is_asked_for() -> None:
-    def gradients(seen: Exactness) -> list[str]:
-        return [site.operation for site in seen.cancellations if dict(site.reached).get("gradient")]
+    def gradients(seen: Exactness) -> list[tuple[str, bool]]:
+        sites = [site for site in seen.cancellations if dict(site.reached).get("gradient")]
+        return [(site.operation, site.derivative) for site in sites]
 
     assert gradients(backward_passes(opposed)) == []
-    assert "add" in gradients(backward_passes(opposed, thorough=True))
+    assert ("add", True) in gradients(backward_passes(opposed, thorough=True))
 
 
 def flushed(hidden: Tensor) -> Tensor:
