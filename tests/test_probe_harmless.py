@@ -126,6 +126,23 @@ class Quantized(nn.Module):
         return self.head(hidden).squeeze(1)
 
 
+class PerSample(nn.Module):
+    """The gradients of single samples, by `torch.func`, weigh the samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(24, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        def loss(parameters: dict[str, Tensor], sample: Tensor) -> Tensor:
+            logits = torch.func.functional_call(self.head, parameters, (sample[None],))
+            return F.cross_entropy(logits, torch.ones(1, dtype=torch.long))
+
+        parameters = {name: p.detach() for name, p in self.head.named_parameters()}
+        each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, x.flatten(1))
+        return self.head(x.flatten(1))[:, 0] / (1 + each["weight"].flatten(1).norm(dim=1))
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "transformer": Transformer,
     "transformer, RMSNorm": lambda: Transformer(nn.RMSNorm),
@@ -134,6 +151,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "convolution": Convolution,
     "recurrent": Recurrent,
     "quantized": Quantized,
+    "per sample": PerSample,
 }
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 #: elements of a run: one cache line of float32
 RUN = 16
@@ -71,10 +72,11 @@ def is_plain(tensor: Tensor) -> bool:
 
     Of others (subclasses that wrap tensors, sparse, meta or quantized ones) not even a weak reference is
     held: torch swaps subclasses in place when a module moves, and refuses tensors that have one; under
-    `torch.__future__.set_swap_module_params_on_conversion` all of them.
+    `torch.__future__.set_swap_module_params_on_conversion` all of them. Those of `torch.func` stand for many
+    and have no memory.
     """
     ordinary = type(tensor) in (Tensor, torch.nn.Parameter) and tensor.layout == torch.strided
-    special = tensor.is_meta or tensor.is_quantized
+    special = tensor.is_meta or tensor.is_quantized or is_functorch_wrapped_tensor(tensor)
     return ordinary and not special and not torch.__future__.get_swap_module_params_on_conversion()
 
 
