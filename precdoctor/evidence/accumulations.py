@@ -8,8 +8,9 @@ from typing import Literal
 from precdoctor.evidence.place import Place
 
 #: "sum": values are added; "average": something of the old value is forgotten at each update; "gradient":
-#: gradients of several backward passes are summed; "merge": trained weights are added to others
-AccumulationKind = Literal["sum", "average", "gradient", "merge"]
+#: gradients of several backward passes are summed; "merge": trained weights are added to others; "update":
+#: trained weights are updated, by the program's own line
+AccumulationKind = Literal["sum", "average", "gradient", "merge", "update"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +56,10 @@ class Accumulation:
     #: the distance that rounding the exact one once would leave. None where it could not be followed
     distance: float | None = None
     floor: float | None = None
-    #: sums, of the largest element at its worst: what it holds, what was added last, what is missing
+    #: it is itself a trained weight
+    trained: bool = False
+    #: sums and updates, of the largest element at its worst: what it holds, what was added last, and what is
+    #: missing
     value: float = 0.0
     increment: float = 0.0
     missing: float = 0.0

@@ -19,10 +19,9 @@ def low_format(record: Accumulation) -> Format | None:
     return fmt if fmt is not None and fmt.bits < FLOAT32_BITS and not record.compensated else None
 
 
-def is_weight_decay(evidence: Evidence, record: Accumulation) -> bool:
-    """Tell whether trainable parameters are scaled down, by the program's own line."""
-    trained = {parameter.name for parameter in evidence.parameters if parameter.trainable}
-    return record.kind == "average" and record.only_scaled and bool(trained.intersection(record.names))
+def is_weight_decay(record: Accumulation) -> bool:
+    """Tell whether trained parameters are scaled down, by the program's own line."""
+    return record.kind == "average" and record.only_scaled and record.trained
 
 
 def origin_of(evidence: Evidence, record: Accumulation) -> Place | None:

@@ -64,5 +64,5 @@ class FrozenAverage(Rule):
     @classmethod
     def criterion(cls, evidence: Evidence) -> list[Finding]:
         """Return one finding per line that updates averages."""
-        averages = (r for r in evidence.accumulations if not r.squares and not is_weight_decay(evidence, r))
+        averages = (r for r in evidence.accumulations if not r.squares and not is_weight_decay(r))
         return stuck_averages(evidence, averages, (cls.id, cls.name))

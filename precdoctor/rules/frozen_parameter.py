@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 from precdoctor.evidence import Evidence
+from precdoctor.rules.by_hand import is_frozen_by_hand, updated_by_hand
 from precdoctor.rules.descent import (
     MIN_INTENDED,
     arithmetic,
@@ -67,9 +68,13 @@ class FrozenParameter(Rule):
     named as the cause. Where an optimizer can't be replayed, weights that never moved although gradients
     were not zero are the evidence (over 20 observed steps in float32 and wider), and the message says so.
 
+    Weights that a line of the program updates itself (`p -= lr * p.grad`) are judged alike by what exact
+    arithmetic makes of that line, over at least 8 updates that were looked at.
+
     ## Blind spots
 
-    Weights changed outside `torch.optim.Optimizer` are not seen. Of large tensors a sample is watched; the
+    Of weights changed outside `torch.optim.Optimizer` only what elementwise operations in place, or a copy,
+    write into them is seen, while the operation probe is awake. Of large tensors a sample is watched; the
     message gives the interval. A weight that oscillates between two values moves and still goes nowhere:
     that shows as swallowed-update (PD102).
 
@@ -103,7 +108,10 @@ class FrozenParameter(Rule):
             findings.append(cls._still(group))
         for group in _by_optimizer(i for i in stepped(evidence) if _unwritten(i, evidence)):
             findings.append(cls._by_writer(evidence, group))
-        return findings
+        by_hand = updated_by_hand(
+            evidence, (cls.id, cls.name), lambda record: "error" if is_frozen_by_hand(record) else None
+        )
+        return [*findings, *by_hand]
 
     @classmethod
     def _by_format(cls, evidence: Evidence, items: Sequence[Stepped]) -> Finding:

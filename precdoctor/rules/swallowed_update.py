@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from precdoctor.evidence import Evidence
+from precdoctor.evidence import Accumulation, Evidence
+from precdoctor.rules.by_hand import is_frozen_by_hand, updated_by_hand
 from precdoctor.rules.descent import is_frozen, is_meant, quality
 from precdoctor.rules.finding import Finding, Severity
 from precdoctor.rules.measures import measured, sample_note, worst
@@ -42,7 +43,8 @@ class SwallowedUpdate(Rule):
 
     EDQ at the upper end of its 95 % interval is below 0.9 (warning) or 0.7 (error), for a parameter in a
     format below float32 that is not frozen altogether (PD101), over at least 200 intended updates in 3
-    observed steps, of 1e-6 of the weight per step or more. Optimizers that bring small updates through in
+    observed steps, of 1e-6 of the weight per step or more; alike for weights that a line of the program
+    updates itself, over 8 updates or more. Optimizers that bring small updates through in
     the long run are judged by their net travel. The share of lost updates is reported and never decides: a
     copy of a float32 master is unchanged in 99 % of the steps and healthy.
 
@@ -75,7 +77,7 @@ class SwallowedUpdate(Rule):
         for group in by_cause(item for item, severity in rated.values() if severity is not None):
             is_error = any(rated[i.parameter.name][1] == "error" for i in group)
             findings.append(cls._finding(evidence, group, "error" if is_error else "warning"))
-        return findings
+        return [*findings, *updated_by_hand(evidence, (cls.id, cls.name), _severity_by_hand)]
 
     @classmethod
     def _severity(cls, item: Stepped, evidence: Evidence) -> Severity | None:
@@ -114,3 +116,9 @@ class SwallowedUpdate(Rule):
             measured=values,
             prescriptions=for_lost_updates(items, among=evidence.parameters),
         )
+
+
+def _severity_by_hand(record: Accumulation) -> Severity | None:
+    if is_frozen_by_hand(record):
+        return None
+    return "error" if record.edq_high < ERROR_EDQ else "warning" if record.edq_high < WARNING_EDQ else None

@@ -137,12 +137,13 @@ class SwallowedWeightDecay(Rule):
         findings = []
         for record in evidence.accumulations:
             fmt = low_format(record)
-            if fmt is None or record.decay is None or not is_weight_decay(evidence, record):
+            if fmt is None or record.decay is None or not is_weight_decay(record):
                 continue
             if record.updates < MIN_STEPS or record.edq_high >= MAX_ARRIVED:
                 continue
             per_step = 1 - record.decay
-            total = 1 - record.decay ** (record.last_step - record.first_step + 1)
+            times = max(record.last_step - record.first_step + 1, record.updates // record.tensors)
+            total = 1 - record.decay**times
             severity = _grade(total, per_step)
             findings.append(
                 Finding(

@@ -53,7 +53,13 @@ def test_leaves_frozen_parameters_to_pd101() -> None:
 
 def by_hand(**changes: Any) -> Accumulation:
     """Return what a line that scales the parameters does."""
-    values: dict[str, Any] = {"kind": "average", "only_scaled": True, "format": "bfloat16", "updates": 40}
+    values: dict[str, Any] = {
+        "kind": "average",
+        "only_scaled": True,
+        "trained": True,
+        "format": "bfloat16",
+        "updates": 40,
+    }
     values |= {"decay": 0.9995, "edq": 0.0, "edq_low": 0.0, "edq_high": 0.01, "lost_share": 1.0}
     values |= {"first_step": 1, "last_step": 200, "names": (parameter().name,)}
     return Accumulation(**{**values, "place": Place(file="train.py", line=9), **changes})
@@ -69,7 +75,8 @@ def by_hand(**changes: Any) -> Accumulation:
         ({"format": "float32"}, []),
         ({"updates": 2}, []),
         ({"only_scaled": False}, []),
-        ({"names": ("temperature",)}, []),
+        ({"trained": False}, []),
+        ({"decay": 0.99995, "last_step": 1, "updates": 2000}, ["warning"]),
     ],
 )
 def test_finds_decay_by_hand_that_never_arrives(changes: dict[str, Any], severities: list[str]) -> None:

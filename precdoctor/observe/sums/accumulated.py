@@ -33,7 +33,7 @@ def accumulations(
     for ended in (*site.ended, *found):
         if float(ended.totals[6]):
             still = ended.commits >= _UPDATES and float(ended.still[1] / ended.still[0]) > _STILL
-            apart = ended.kind in ("average", "merge") and (still or _edq(ended.totals)[2] < _APART)
+            apart = ended.kind in ("average", "merge", "update") and (still or _edq(ended.totals)[2] < _APART)
             groups.setdefault((ended.kind, ended.compensated, apart), []).append(ended)
     return [_record(site, group, names, place, steps) for group in groups.values()]
 
@@ -55,6 +55,7 @@ def _record(
         "made": place(origin.made) if origin is not None else None,
         "default_format": origin is not None and origin.default,
         "names": tuple(sorted({e.name for e in group if e.name})),
+        "trained": all(e.trained for e in group),
         "tensors": max(min(len(group), site.most), 1) if (numel := max(e.numel for e in group)) > 1 else 1,
         "numel": numel,
         "updates": sum(e.commits for e in group),

@@ -105,6 +105,10 @@ class Book:
         """Forget a slot: it was none."""
         self._homes.pop(slot, None)
 
+    def note_target(self, slot: Slot, target: Tensor) -> None:
+        """Note whether what is written into is a trained weight."""
+        slot.trained |= isinstance(self._lineage.made(target), Root)
+
     def note_sources(self, slot: Slot, old: Value, operands: tuple[Any, ...]) -> None:
         """Note what is added to a slot: gradients, trained weights, the parameter that it follows."""
         for operand in operands:

@@ -39,6 +39,7 @@ class Ended:
     only_scaled: Tensor
     never_negative: Tensor
     gradient: bool
+    trained: bool
     commits: int
     origin: Origin | None
     #: what was added to the largest element at the last updates
@@ -66,6 +67,7 @@ class Ended:
             only_scaled=slot.only_scaled,
             never_negative=slot.never_negative,
             gradient=slot.gradient,
+            trained=slot.trained,
             commits=slot.commits,
             origin=slot.origin,
             increments=[row[1] for row in slot.recent],
@@ -88,6 +90,7 @@ class Ended:
         self.only_scaled = self.only_scaled & other.only_scaled
         self.never_negative = self.never_negative & other.never_negative
         self.gradient |= other.gradient
+        self.trained &= other.trained
         self.commits += other.commits
         self.origin = self.origin or other.origin
         self.increments = [*self.increments, *other.increments][-_MOST_APART:]

@@ -86,6 +86,8 @@ class Slot:
     #: whether gradients, or trained weights, are added
     gradient: bool = False
     weights: bool = False
+    #: it is itself a trained weight
+    trained: bool = False
     #: the parameter that it follows, or whose gradient it is
     source: Root | None = None
     origin: Origin | None = None
@@ -301,7 +303,9 @@ class Slot:
         self.error = self.missing = torch.zeros_like(now)
         self.added, self.begun = now.square().sum(), now != 0
         self.standing, self.doubt = torch.zeros_like(self.standing), torch.zeros_like(self.doubt)
-        self.slope, self.fresh, self.followed, self.scaled_by = 1.0, 0, False, None
+        self.slope, self.fresh, self.followed = 1.0, 0, False
+        if not self.trained:  # weights are scaled by their decay, whatever else is written into them
+            self.scaled_by = None
 
     def continues(self, other: Slot, step: int) -> None:
         """Take over from a value that was last seen before the probe slept, where it has not changed."""
@@ -345,6 +349,8 @@ class Slot:
     @property
     def kind(self) -> AccumulationKind:
         """Return what is done to it."""
+        if self.trained and (self.gradient or not self.weights) and not bool(self.only_scaled):
+            return "update"
         if self.decays and self.log_decay < -1e-9 * self.decays:
             return "average"
         if self.gradient:

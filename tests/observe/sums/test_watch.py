@@ -116,6 +116,71 @@ def test_a_weight_that_decays_by_hand_is_only_scaled(way: str) -> None:
     assert (record.edq, float(weight[0])) == (0.0, 1.5)
 
 
+class Plain(nn.Module):
+    """A weight in bfloat16 that no optimizer steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((64,), 1.5, dtype=BF16))
+
+
+def descend(way: str, weight: nn.Parameter) -> None:
+    """Take a step by hand; half an ulp of the weight is 2**-8."""
+    if way == "autograd.grad":
+        (gradient,) = torch.autograd.grad((weight * 2).sum(), weight)
+    else:
+        (weight * 2).sum().backward()
+        assert weight.grad is not None
+        gradient = weight.grad
+    with torch.no_grad():
+        if way == "data":
+            weight.data -= 1e-4 * gradient
+        elif way == "copy":
+            weight.copy_(weight - 1e-4 * gradient)
+        elif way == "decay":
+            weight.mul_(1 - 1e-4).add_(gradient, alpha=-1e-4)
+        else:
+            weight.sub_(gradient * 1e-4)
+    weight.grad = None
+
+
+@pytest.mark.parametrize("way", ["data", "copy", "decay", "sub", "autograd.grad"])
+def test_a_weight_that_is_stepped_by_hand_is_updated(way: str) -> None:
+    plain = Plain()
+    with Doctor(plain, probe=True) as doctor:
+        for _ in range(10):
+            descend(way, plain.weight)
+    (record,) = (a for a in doctor.evidence().accumulations if a.kind == "update")
+    assert (record.updates, record.lost_share, record.edq, record.trained) == (10, 1.0, 0.0, True)
+    assert (record.value, record.names) == (1.5, ("weight",))
+    assert record.increment == pytest.approx(-3.5e-4 if way == "decay" else -2e-4, rel=0.02)
+
+
+def test_a_weight_whose_decay_is_lost_beside_other_writes_is_scaled() -> None:
+    plain, rows = Plain(), torch.arange(8)
+    with Doctor(plain, probe=True) as doctor:
+        for _ in range(10):
+            (plain.weight * 2).sum().backward()
+            with torch.no_grad():
+                plain.weight.mul_(1 - 1e-4)
+                plain.weight[rows] = torch.rand(8, dtype=BF16)
+            plain.weight.grad = None
+    (record,) = (a for a in doctor.evidence().accumulations if a.kind == "average")
+    assert (record.only_scaled, record.trained, record.edq) == (True, True, 0.0)
+
+
+def test_a_copy_of_masters_is_no_update() -> None:
+    plain = Plain()
+    master = plain.weight.detach().float()
+    with Doctor(plain, probe=True) as doctor:
+        for _ in range(10):
+            (gradient,) = torch.autograd.grad((plain.weight * 2).sum(), plain.weight)
+            with torch.no_grad():
+                master -= 1e-4 * gradient.float()
+                plain.weight.copy_(master)
+    assert not [a for a in doctor.evidence().accumulations if a.kind == "update"]
+
+
 def test_a_value_that_is_scaled_and_added_to_is_one_update() -> None:
     average = torch.ones(64, dtype=BF16)
     record = only(watched(lambda _: average.mul_(0.9).add_(torch.full((64,), 0.3))), "average")
