@@ -43,13 +43,16 @@ class InexactInteger(Rule):
     A warning where at least 1 % of the numbers were changed or no longer told apart, and something that
     depends on them followed: a remainder that is off by 1/64 of its period or more, a sine that is off by
     0.1 rad, a look-up with numbers made integers again, a comparison of one with another, a difference or a
-    subtraction that leaves an error of 5 % of its spread, or an infinity used further. A note where numbers,
-    one per row and a fifth of which coincide, are multiplied with weights as they are.
+    subtraction that leaves an error of 5 % of its spread, or an infinity used further where 1 % or more are
+    no longer told apart (a mask's one large number still is: PD504). A note where numbers, one per row and
+    a fifth of which coincide, are multiplied with weights as they are.
 
     ## Blind spots
 
-    Numbers that were rounded before torch had them. As a magnitude (a pixel, a price, a length that something
-    is divided by) an integer may be rounded like any other number: that is no finding.
+    Numbers that were rounded before torch had them, and floats beyond all fractions of their own format
+    (16.8 million in float32), of which nobody can tell that they are meant as integers. As a magnitude (a
+    pixel, a price, a length that something is divided by) an integer may be rounded like any other number:
+    that is no finding.
 
     ## Remedies
 

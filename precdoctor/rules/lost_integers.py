@@ -83,7 +83,8 @@ def _matters(item: LostIntegers, use: IntegerUse) -> bool:
         case "offset":
             return use.error >= MIN_DIFFERENCE
         case "infinity":
-            return True
+            # those of a mask are still told apart: what became of it is another rule's business
+            return coinciding(item) >= MIN_SHARE
         case "mean":
             return item.sequence and use.error >= MIN_MEAN
         case "bias":

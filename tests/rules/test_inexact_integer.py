@@ -51,6 +51,11 @@ def test_infinity_is_a_warning_whatever_becomes_of_it() -> None:
     assert severities(use("infinity"), sequence=False, overflowed=3, distinct_after=700) == ["warning"]
 
 
+def test_infinities_that_are_still_told_from_the_rest_are_no_lost_integers() -> None:
+    mask = {"overflowed": 105, "distinct_before": 2, "distinct_after": 2, "sequence": False}
+    assert severities(use("infinity"), **mask) == []
+
+
 def test_numbers_that_nobody_saw_exact_are_judged_by_their_use() -> None:
     given = {"how": "given", "before": "", "distinct_before": 0, "changed_share": 0.0, "format": "float32"}
     assert severities(use("periodic", 0.1), sequence=False, **given) == ["warning"]

@@ -66,9 +66,14 @@ def beyond(tensor: Tensor, dtype: torch.dtype) -> bool:
     """Tell whether integers among these are not exact in a format."""
     if not tensor.numel() or tensor.dtype in (torch.bool, torch.uint8, torch.int8) or tensor.is_complex():
         return False
-    limit = 2 ** BITS[dtype]
+    limit = _last_exact(dtype)
     low, high = torch.aminmax(tensor)
     return bool(float(high) > limit or float(low) < -limit)
+
+
+def _last_exact(dtype: torch.dtype) -> float:
+    """Return the integer up to which a format has all of them."""
+    return 2 / torch.finfo(dtype).eps
 
 
 def is_sequence(numbers: Tensor, unit: float = 1.0) -> bool:
@@ -87,12 +92,15 @@ def is_sequence(numbers: Tensor, unit: float = 1.0) -> bool:
 def integral(numbers: Tensor) -> Tensor | None:
     """Return which columns of a tensor hold integers, not all the same, by a few of them; None for none.
 
-    Of a tensor with one dimension, or many columns, all is one column.
+    Of a tensor with one dimension, or many columns, all is one column. Where a format has no fractions any
+    more, as at 1e9 in float32, that numbers are integers says nothing about them.
     """
     wide = numbers.dim() < 2 or numbers.shape[-1] > _COLUMNS
     table = numbers.detach().reshape(-1, 1 if wide else numbers.shape[-1])
     few = table[:: max(table.shape[0] // _FEW, 1)][:_FEW].double()
     whole = (few == few.round()).all(0) & (few != few[0]).any(0)
+    if bool(whole.any()):
+        whole &= table.abs().amax(0) <= _last_exact(numbers.dtype)
     if not bool(whole.any()):
         return None
     return torch.ones_like(whole) if wide else whole

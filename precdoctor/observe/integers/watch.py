@@ -174,7 +174,8 @@ class IntegerWatch:
             if source.requires_grad or source.numel() < FEWEST or out.element_size() >= source.element_size():
                 return None
             if out.dtype == torch.float32:  # of other formats only what lies beyond all its integers
-                return loss_between(source, out) if beyond(source, out.dtype) else None
+                known = beyond(source, out.dtype) and not beyond(source, source.dtype)
+                return loss_between(source, out) if known else None
             columns = integral(source)
             if columns is None:
                 return None

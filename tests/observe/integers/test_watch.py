@@ -229,6 +229,16 @@ def test_integers_that_are_exact_are_not_followed() -> None:
     assert seen(lambda: (LATER - LATER[0]).float() % 600) == ()
 
 
+@pytest.mark.parametrize("lowest", [torch.finfo(torch.float32).min, -1e9])
+def test_floats_beyond_all_fractions_are_no_integers(lowest: float) -> None:
+    mask = torch.full((4, 20), lowest).masked_fill(torch.rand(4, 20) < 0.5, 0.0)
+    scores, magnitudes = torch.randn(4, 20).half(), torch.rand(99, 2) * 1e12
+    assert seen(lambda: scores + mask.half()) == ()
+    assert seen(lambda: (mask.double() * 2).bfloat16() + 1) == ()
+    assert seen(lambda: (a := magnitudes.bfloat16())[1:] - a[:-1]) == ()
+    assert seen(lambda: (magnitudes.double() * 1e6).float().sin()) == ()
+
+
 def test_magnitudes_are_no_use() -> None:
     pixels = torch.randint(0, 4096, (4, 1, 16, 16))
     convolution = nn.Conv2d(1, 2, 3)
