@@ -59,6 +59,8 @@ class NonFinite(Site):
     #: passes in which Python read such a value, and in which ``backward`` was called on one
     read_passes: int = 0
     loss_passes: int = 0
+    #: passes of a finite loss in which its NaN got into gradients that were kept
+    gradient_passes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

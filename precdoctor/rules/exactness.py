@@ -102,6 +102,11 @@ def spoils_loss(site: NonFinite, evidence: Evidence) -> bool:
     return lasts(site.loss_passes, exactness(evidence))
 
 
+def spoils_gradients(site: NonFinite, seen: Exactness) -> bool:
+    """Tell whether gradients of a finite loss are not finite because of a site, again and again."""
+    return lasts(site.gradient_passes, seen)
+
+
 def is_read(site: NonFinite, seen: Exactness) -> bool:
     """Tell whether Python goes on with inf or NaN, in most passes."""
     return site.read_passes >= MIN_PASSES and site.read_passes >= READ_SHARE * seen.passes
@@ -113,6 +118,8 @@ def harm(site: NonFinite, evidence: Evidence) -> str:
     if spoils_loss(site, evidence):
         nan = f"NaN comes of it{at(site.nan_at)}, and " if site.nan_at not in (None, site.place) else ""
         return f"{nan}the loss is not finite"
+    if spoils_gradients(site, seen):
+        return f"NaN comes of it{at(site.nan_at)}; the loss is finite, its gradients are not"
     if site.kind == "undefined":
         return ""
     reached = ends(site, seen)

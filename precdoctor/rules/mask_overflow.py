@@ -11,6 +11,7 @@ from precdoctor.rules.exactness import (
     first_non_finite_step,
     overflow_in_words,
     site_locations,
+    spoils_gradients,
     spoils_loss,
     stays_non_finite,
     subjects,
@@ -40,8 +41,10 @@ class MaskOverflow(Rule):
 
     A sum of, or a cast or product that gives, values beyond the lowest number of the format, where the same
     in float64 is finite; a sum counts as one of masks where an argument is below half of the lowest number.
-    A note where nothing came of it; an error where NaN was made of it and the loss is not finite, and where
-    the loss stays inf or NaN and nothing else was seen to make it so.
+    A note where nothing came of it; an error where NaN was made of it and the loss is not finite, where the
+    loss is finite (a mean that leaves NaN out) and its gradients are not, in at least two forward passes and
+    10 % of those seen, whether or not the step is then skipped, and where the loss stays inf or NaN and
+    nothing else was seen to make it so.
 
     ## Blind spots
 
@@ -72,16 +75,19 @@ class MaskOverflow(Rule):
     @classmethod
     def _at(cls, site: NonFinite, evidence: Evidence, *, spoilt: bool) -> Finding:
         message = f"{overflow_in_words(site)}, and what was to hide elements is -inf"
-        hurts = spoils_loss(site, evidence)
-        if hurts:
-            nan = f"{at(site.nan_at)}" if site.nan_at is not None else ""
-            message += f"; a row of nothing else becomes NaN{nan}, and the loss is not finite"
+        nan = f"a row of nothing else becomes NaN{at(site.nan_at)}"
+        hurts = True
+        if spoils_loss(site, evidence):
+            message += f"; {nan}, and the loss is not finite"
+        elif spoils_gradients(site, exactness(evidence)):
+            message += f"; {nan}, which the loss leaves out and its gradients do not"
         elif stays_non_finite(evidence) and not spoilt:
-            hurts = True
             steps = count(first_non_finite_step(evidence) or 0, "step")
             message += f"; the loss is not finite after {steps}, as from a row of nothing else"
         else:
-            message += "; no row of nothing else was seen"
+            hurts = False
+            rare = f"{nan}, which has done no harm" if site.nan_passes else "no row of nothing else was seen"
+            message += f"; {rare}"
         return Finding(
             rule=cls.id,
             name=cls.name,
@@ -94,6 +100,7 @@ class MaskOverflow(Rule):
                 "share": site.share,
                 "nan_passes": site.nan_passes,
                 "loss_passes": site.loss_passes,
+                "gradient_passes": site.gradient_passes,
             },
             prescriptions=ranked(
                 [("one-mask", "combine the masks as booleans, and fill once with the format's lowest number")]

@@ -51,12 +51,14 @@ class NonFiniteOrigin(Rule):
     ## Criterion
 
     An error where the loss is inf or NaN because of it, to the end of the run or in at least 10 % of the
-    forward passes seen; where finite results made of it are off by more than 10 % (norm of the difference
-    to float64 over the norm of float64) and reach a layer, the loss, a gradient or a parameter, in at least
-    two passes and 10 % of them; where Python reads it in half of them; where the script fails right after
-    it for values that are not finite, or weights are not finite at the end and nothing else explains it.
-    What is masked out later (`where`, `nan_to_num`), and batches that the loop skips before `backward`, are
-    none. Sums and squares are reported as PD503, masks as PD504.
+    forward passes seen; where NaN of it is left out of as many losses (`nanmean`), which are finite, and
+    gets into their gradients all the same (0 x NaN is NaN), whether or not the step is then skipped; where
+    finite results made of it are off by more than 10 % (norm of the difference to float64 over the norm of
+    float64) and reach a layer, the loss, a gradient or a parameter, in at least two passes and 10 % of
+    them; where Python reads it in half of them; where the script fails right after it for values that are
+    not finite, or weights are not finite at the end and nothing else explains it. What is masked out later
+    (`where`, `nan_to_num`) and does not come back as a gradient, and batches that the loop skips before
+    `backward`, are none. Sums and squares are reported as PD503, masks as PD504.
 
     An error, too, where the loss is finite and an operation of the backward pass makes inf or NaN of finite
     gradients, with which an optimizer takes a step: the derivative of a root, a norm, a quotient or a

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import math
 
+import pytest
+
 from precdoctor.rules.mask_overflow import MaskOverflow
-from tests.rules.exact import non_finite, run
+from tests.rules.exact import LATER, non_finite, run
 
 NAN = (1.0, 1.0, math.nan, math.nan, math.nan)
 MASK = non_finite(mask=True, operation="add", reduction=False)
@@ -18,6 +20,14 @@ def test_a_mask_whose_rows_become_nan_is_an_error() -> None:
     site = non_finite(mask=True, operation="add", reduction=False, nan_passes=1, loss_passes=3)
     (finding,) = MaskOverflow.criterion(run(non_finite=(site,), losses=NAN))
     assert finding.severity == "error"
+
+
+@pytest.mark.parametrize(("passes", "severity"), [(1, "note"), (2, "error")])
+def test_a_mask_whose_nan_gets_past_a_finite_loss_is_an_error(passes: int, severity: str) -> None:
+    site = non_finite(mask=True, operation="_to_copy", nan_at=LATER, nan_passes=9, gradient_passes=passes)
+    (finding,) = MaskOverflow.criterion(run(non_finite=(site,)))
+    assert finding.severity == severity
+    assert "becomes NaN at train.py:20" in finding.message
 
 
 def test_a_mask_that_overflows_before_a_loss_that_stays_nan_is_the_likely_origin() -> None:

@@ -43,6 +43,13 @@ def test_losses_left_out_now_and_then_are_handled_and_many_are_not(passes: int, 
     assert finding.severity == severity
 
 
+def test_nan_that_a_loss_leaves_out_and_its_gradients_do_not_is_an_error() -> None:
+    assert not judged(non_finite(kind="undefined", nan_at=AT, nan_passes=20, gradient_passes=1))
+    (finding,) = judged(non_finite(kind="undefined", nan_at=AT, nan_passes=20, gradient_passes=5))
+    assert finding.severity == "error"
+    assert "the loss is finite, its gradients are not" in finding.message
+
+
 @pytest.mark.parametrize(("passes", "severity"), [(1, "note"), (2, "error")])
 def test_wrong_finite_numbers_count_where_they_get_to_a_layer(passes: int, severity: str) -> None:
     site = non_finite(operation="exp", reduction=False, reached=(("layer", passes),), reached_error=1.0)

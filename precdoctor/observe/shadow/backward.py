@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,8 +20,9 @@ from precdoctor.observe.frames import Spot, UserCode
 from precdoctor.observe.lineage.gradients import function_of_engine
 from precdoctor.observe.lineage.made import Memory, storage_key
 from precdoctor.observe.probe.operations import Operation
-from precdoctor.observe.shadow.infinite import LARGEST, is_finite
+from precdoctor.observe.shadow.infinite import LARGEST, InfinityWatch, is_finite
 from precdoctor.observe.shadow.look import floats
+from precdoctor.observe.shadow.sites import NonFiniteSite
 
 #: operations of one forward pass whose lines are kept
 _LINES = 1 << 16
@@ -40,16 +41,29 @@ class _Site:
     steps: int = 0
 
 
-class BackwardWatch:
-    """Follows inf and NaN of backward passes by the storage that they are in."""
+class _Held(NamedTuple):
+    """A storage that holds inf or NaN."""
 
-    def __init__(self, code: UserCode) -> None:
-        self._code = code
+    memory: Memory
+    #: the operation that made it, and that of the forward pass whose NaN it comes of
+    site: _Site
+    source: NonFiniteSite | None
+
+
+class BackwardWatch:
+    """Follows inf and NaN of backward passes by the storage that they are in.
+
+    ``infinite`` knows those that a forward pass has left to it.
+    """
+
+    def __init__(self, code: UserCode, infinite: InfinityWatch) -> None:
+        self._code, self._infinite = code, infinite
         #: the user's line of each operation of the forward pass, by the number of its node
         self._lines: dict[int, Spot | None] = {}
         self._sites: dict[tuple[Spot | None, str], _Site] = {}
-        #: storages that hold inf or NaN, and where it was made
-        self._held: dict[int, tuple[Memory, _Site]] = {}
+        self._held: dict[int, _Held] = {}
+        #: calls of backward
+        self._number = 0
         #: the loss of the backward pass at hand is known to be finite
         self._is_wanted = False
 
@@ -66,6 +80,7 @@ class BackwardWatch:
 
     def losses(self, losses: Sequence[Tensor]) -> None:
         """Note that ``backward`` is about to be called on losses."""
+        self._number += 1
         self._is_wanted = bool(losses) and all(t.numel() <= LARGEST and is_finite(t) for t in losses)
 
     def backward(self, operation: Operation) -> None:
@@ -83,13 +98,29 @@ class BackwardWatch:
                 continue
             keys = [key, *map(storage_key, inputs)]
             held = next((self._held[k] for k in keys if k in self._held), None)
-            self._held[key] = Memory(out), held[1] if held is not None else self._born(operation, out)
+            if held is None:
+                held = _Held(Memory(out), self._born(operation, out), self._left(inputs))
+            self._held[key] = held._replace(memory=Memory(out))
+
+    def _left(self, inputs: Sequence[Tensor]) -> NonFiniteSite | None:
+        """Return where the NaN comes from that a forward pass has left to its derivative."""
+        sites = ((t, self._infinite.site(t)) for t in inputs)
+        return next((site for t, site in sites if site is not None and bool(torch.isnan(t).any())), None)
+
+    def kept(self, tensors: Sequence[Tensor]) -> None:
+        """Look at what is used after a backward pass: of its gradients only those of leaves are left then."""
+        for tensor in tensors if self._held else ():
+            held = self._held.get(storage_key(tensor))
+            if held is None or held.source is None or held.memory.gone or is_finite(tensor):
+                continue
+            held.source.gradient_passes.add(self._number)
 
     def step_begins(self, optimizer: torch.optim.Optimizer) -> None:
         """Note that an optimizer goes on with what was made; one that is left out does not begin."""
         if self._held:
             gradients = floats([p.grad for group in optimizer.param_groups for p in group["params"]])
-            known = [(g, held[1]) for g in gradients if (held := self._held.get(storage_key(g))) is not None]
+            self.kept(gradients)
+            known = [(g, h.site) for g in gradients if (h := self._held.get(storage_key(g))) is not None]
             for site in {site for g, site in known if not is_finite(g)}:
                 site.steps += 1
         self.clear()

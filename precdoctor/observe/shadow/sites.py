@@ -124,6 +124,7 @@ class NonFiniteSite(Site):
     nan_passes: set[int] = field(default_factory=set)
     read_passes: set[int] = field(default_factory=set)
     loss_passes: set[int] = field(default_factory=set)
+    gradient_passes: set[int] = field(default_factory=set)
 
     def record(self, place: Placing) -> NonFinite:
         """Return what was seen."""
@@ -138,6 +139,7 @@ class NonFiniteSite(Site):
             nan_passes=len(self.nan_passes),
             read_passes=len(self.read_passes),
             loss_passes=len(self.loss_passes),
+            gradient_passes=len(self.gradient_passes),
         )
 
 

@@ -57,7 +57,7 @@ class ShadowWatch:
         self._table = ShadowTable()
         self._marks = Marks(is_made, self._table)
         self._infinite = InfinityWatch(self._marks.is_weight)
-        self._backward = BackwardWatch(code)
+        self._backward = BackwardWatch(code, self._infinite)
         self._digits = DigitWatch(self._table)
         self._follower = Follower(self._table, self._marks, self._infinite, self._digits)
         #: forward passes, told apart by the calls of backward: the number of this one, and those looked at
@@ -84,6 +84,8 @@ class ShadowWatch:
     def after(self, operation: Operation) -> None:
         """Look at an operation."""
         kind = kind_of(operation.func)
+        if not operation.backward:
+            self._backward.kept(floats(operation.inputs))
         if kind.ignored and not operation.backward:
             self._marks.view_of(operation.args)
         if kind.ignored or self._is_overspent():

@@ -160,6 +160,75 @@ def test_a_loss_that_is_not_finite_is_another_matter() -> None:
     assert found("out = (h * h).sum(1).sqrt()", loss="* float('nan')") == ()
 
 
+ATTENTION = """
+import torch
+from torch import nn
+torch.manual_seed(0)
+torch.set_num_threads(1)
+model, value = nn.Linear(4, 4), nn.Linear(4, 1)
+optimizer = torch.optim.SGD([*model.parameters(), *value.parameters()], lr=1e-3)
+scaler = torch.amp.GradScaler("cpu")
+keep = torch.arange(4) < torch.tensor([[3], {length}, [2]])
+for step in range(4):
+    optimizer.zero_grad()
+    bias = torch.full((3, 4), {lowest}).masked_fill(keep, 0.0).to(torch.bfloat16)
+    rows = {scores}.softmax(-1)
+    loss = (value(torch.randn(3, 4, 4)).squeeze(-1) * {rows}).sum(-1).nanmean()
+    {after}
+"""
+CLIPPED = """loss.backward()
+    if nn.utils.clip_grad_norm_(model.parameters(), 1.0).isfinite():
+        optimizer.step()"""
+ASKED = """loss.backward()
+    if not any(p.grad.isnan().any() for p in model.parameters()):
+        optimizer.step()"""
+SCALED = """scaler.scale(loss).backward()
+    scaler.step(optimizer)
+    scaler.update()"""
+
+
+def kept(
+    after: str,
+    *,
+    length: str = "[0]",
+    lowest: str = "torch.finfo(torch.float32).min",
+    scores: str = "(model(torch.randn(3, 4)).bfloat16() + bias)",
+    rows: str = "rows",
+) -> tuple[tuple[int, int], list[str]]:
+    """Return how often NaN of the mask was made and kept as gradients, and the rules that find it ill."""
+    text = ATTENTION.format(after=after, length=length, lowest=lowest, scores=scores, rows=rows)
+    Path("train.py").write_text(text)
+    evidence = scan("train.py", steps=None)
+    assert evidence.run.ended == "finished", evidence.run.error
+    assert evidence.exactness is not None
+    sites = [(s.nan_passes, s.gradient_passes) for s in evidence.exactness.non_finite]
+    findings = [f for f in diagnose(evidence).findings if f.severity != "note"]
+    return sites[0] if sites else (0, 0), [f.rule for f in findings]
+
+
+@pytest.mark.parametrize("after", [CLIPPED, ASKED, SCALED])
+def test_nan_that_the_loss_leaves_out_is_found_in_the_gradients_of_steps_that_are_skipped(after: str) -> None:
+    found, rules = kept(after)
+    assert found == (4, 4)
+    assert "PD504" in rules
+    assert "PD508" not in rules
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"length": "[1]"},
+        {"lowest": "torch.finfo(torch.bfloat16).min"},
+        {"scores": "torch.randn(3, 4).bfloat16().add(bias)", "rows": "rows.nan_to_num()"},
+    ],
+    ids=["no empty row", "the format's own lowest number", "no gradient"],
+)
+def test_a_mask_whose_nan_gets_nowhere_is_left_alone(changes: dict[str, str]) -> None:
+    found, rules = kept(CLIPPED, **changes)
+    assert found[1] == 0
+    assert rules == []
+
+
 # ---------------------------------------------------------------------- digits lost in the program's own code
 
 
