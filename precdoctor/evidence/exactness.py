@@ -117,6 +117,8 @@ class LossySum(Site):
     #: median error of a sum of logarithms, at worst, and passes in which it was above 1
     nats: float = 0.0
     nats_passes: int = 0
+    #: passes in which terms were added by an index, and were lost in more than one place of the result
+    indexed_passes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,7 @@ from precdoctor.rules.exactness import (
     subjects,
     where,
 )
-from precdoctor.rules.finding import Finding
+from precdoctor.rules.finding import Finding, Severity
 from precdoctor.rules.prescriptions import ranked
 from precdoctor.rules.rule import Rule
 from precdoctor.rules.wording import at, number, percent
@@ -36,7 +36,8 @@ class LowPrecisionReduction(Rule):
 
     The square of 256 is beyond float16, and so is the sum of 70,000 ones. A norm, a variance or a loss that
     is summed in 16 bits leaves the range although each value is ordinary. A sum that grows term by term
-    stops growing when a term falls below half the spacing at the sum: at 256 ones in bfloat16.
+    stops growing when a term falls below half the spacing at the sum: at 256 ones in bfloat16. So do sums by
+    an index, of messages that come in at a node of a graph, which are rounded with each.
 
     ## Why it hurts
 
@@ -51,7 +52,11 @@ class LowPrecisionReduction(Rule):
     float64) and reach a layer, the loss, a gradient or a parameter, in at least two forward passes and 10 %
     of those seen; where the loss is not finite by it; and where Python reads the inf in half of the passes.
     Sums formed on one line, term by term, in 16 bits: where the sum is off by more than 5 % and something
-    made of it gets there, an error from 50 % on, else a warning. Where it is the logarithm of a sum that is
+    made of it gets there, an error from 50 % on, else a warning. Sums by index (`index_add`, `scatter_add`,
+    `index_put` with `accumulate`) are such, where they are off by more than the terms that go in, and by 5 %
+    of the root of the sum of their squares, too: sums around zero are none. A warning for them, too, where
+    gradient goes through them in half of the passes and half of the error is left without the place where
+    it is largest, which may be there to be thrown away. Where it is the logarithm of a sum that is
     carried on (the forward recursion of a hidden Markov model), a warning too where gradient goes through it
     and it is off by more than 1 in half of the passes: a factor of e in what it is the logarithm of. It is
     the median of those within 50 of the largest of their row.
@@ -92,9 +97,13 @@ class LowPrecisionReduction(Rule):
         for site in seen.lossy_sums:
             reached = ends(site, seen)
             if reached:
-                found.append(cls._swamped(site, reached))
-            elif _is_noise(site, seen):
+                severity: Severity = "error" if site.reached_error > ERROR else "warning"
+                harm_done = f"and that reaches {in_words(reached)}{at(site.reached_at)}"
+                found.append(cls._swamped(site, severity, harm_done))
+            elif site.graded and _is_usual(site.nats_passes, seen):
                 found.append(cls._noise(site))
+            elif site.graded and _is_usual(site.indexed_passes, seen):
+                found.append(cls._swamped(site, "warning", "and gradient goes through it"))
         return found
 
     @classmethod
@@ -127,15 +136,14 @@ class LowPrecisionReduction(Rule):
         )
 
     @classmethod
-    def _swamped(cls, site: LossySum, reached: list[str]) -> Finding:
+    def _swamped(cls, site: LossySum, severity: Severity, harm_done: str) -> Finding:
         return Finding(
             rule=cls.id,
             name=cls.name,
-            severity="error" if site.reached_error > ERROR else "warning",
+            severity=severity,
             subjects=subjects([site]),
             message=f"{where(site)}: a sum formed term by term in {site.format} is off by "
-            f"{percent(site.error)} of what it is in float64, and that reaches {in_words(reached)}"
-            f"{at(site.reached_at)}.",
+            f"{percent(site.error)} of what it is in float64, {harm_done}.",
             locations=site_locations([site]),
             measured={
                 "passes": site.passes,
@@ -161,9 +169,9 @@ class LowPrecisionReduction(Rule):
         )
 
 
-def _is_noise(site: LossySum, seen: Exactness) -> bool:
-    often = site.nats_passes >= MIN_PASSES and site.nats_passes >= NOISE_SHARE * seen.passes
-    return site.graded and often
+def _is_usual(passes: int, seen: Exactness) -> bool:
+    """Tell whether something happens in half of the passes."""
+    return passes >= MIN_PASSES and passes >= NOISE_SHARE * seen.passes
 
 
 def _told_of_gradients(evidence: Evidence) -> set[tuple[str, int] | None]:

@@ -74,6 +74,18 @@ def test_a_swamped_sum_that_reaches_nothing_is_silent() -> None:
 
 @pytest.mark.parametrize(
     ("changes", "ill"),
+    [({}, True), ({"indexed_passes": 9}, False), ({"graded": False}, False)],
+)
+def test_a_sum_by_index_that_has_lost_its_terms_in_many_places(changes: dict[str, Any], ill: bool) -> None:
+    values = {"indexed_passes": 10, "graded": True, **changes}
+    site = LossySum(place=AT, operation="index_add", format="bfloat16", passes=20, error=0.07, **values)
+    found = LowPrecisionReduction.criterion(run(lossy_sums=(site,)))
+    assert [f.severity for f in found] == ["warning"] * ill
+    assert all("is off by 7 %" in f.message and "gradient goes through it" in f.message for f in found)
+
+
+@pytest.mark.parametrize(
+    ("changes", "ill"),
     [({}, True), ({"nats_passes": 9}, False), ({"graded": False}, False), ({"nats_passes": 0}, False)],
 )
 def test_a_recursion_of_logarithms_that_is_off_by_a_factor(changes: dict[str, Any], ill: bool) -> None:

@@ -205,7 +205,7 @@ class DigitWatch:
         look: Look,
         out: Tensor,
         exact: Tensor,
-        rel: float,
+        errors: Errors,
         origin: Origin | None,
         *,
         to_log: bool,
@@ -216,8 +216,12 @@ class DigitWatch:
         """
         if origin is None or origin.spot != look.spot or look.spot is None or look.is_derivative:
             return None  # gradients of one line are no sum formed on it
-        if out.dtype not in NARROW or not look.kind.adds:
+        if out.dtype not in NARROW or not (look.kind.adds or look.adds_up):
             return None
+        if look.adds_up:  # terms may cancel: of random ones the root of the sum of their squares is left
+            norms = [float(torch.linalg.vector_norm(t.detach().double())) for t in look.terms]
+            errors = errors._replace(size=max(errors.size, *norms, 0.0))
+        rel = errors.relative
         nats = nats_off(out, exact) if to_log else 0.0
         if rel <= SWAMPED and nats <= NATS:
             return None
@@ -228,6 +232,8 @@ class DigitWatch:
             site = self.lossy_sums[key] = LossySumSite(look.spot, look.kind.name, form)
         site.see(look, origin, ())
         site.error = max(site.error, rel)
+        if look.adds_up and _is_widespread(look, out, exact, errors):
+            site.indexed_passes.add(look.number)
         if nats > NATS:
             site.nats = max(site.nats, nats)
             site.nats_passes.add(look.number)
@@ -253,3 +259,19 @@ class DigitWatch:
         site.share = max(site.share, share)
         site.error_rad = max(site.error_rad, float(off.max()))
         site.largest = max(site.largest, float(argument.detach().double().abs().max()))
+
+
+def _is_widespread(look: Look, out: Tensor, exact: Tensor, errors: Errors) -> bool:
+    """Tell whether half of the relative error of a sum by index is left without its worst place.
+
+    What is to be thrown away is often added to one place of its own, which is looked at by nobody.
+    """
+    place = look.operation.args[1]
+    dim = place if isinstance(place, int) else 0
+    other = [d for d in range(out.ndim) if d != dim % out.ndim]
+    off, size = (out.detach().double() - exact).square(), exact.square()
+    if other:
+        off, size = off.sum(other), size.sum(other)
+    worst = int(off.argmax())
+    rest = Errors(float(off.sum() - off[worst]), float(size.sum() - size[worst]), errors.finite)
+    return math.sqrt(rest.relative) > errors.relative / 2

@@ -47,7 +47,7 @@ class Follower:
         self._before.clear()
         if kind.restarts or kind.overwrites:
             return
-        moves = kind.moves and not adds_up(kind, args)
+        moves = kind.moves and not adds_up(kind, args, kwargs)
         if moves and not self._table.has_any(floats((*args, *kwargs.values()))):
             return
         for tensor in written(kind, args):
@@ -136,10 +136,10 @@ class Follower:
         damage, magnified = self._digits.inherited(look, shadows, source, out, exact, relative)
         if damage is None and (look.kind.cancels or look.kind.vanishes):
             damage = self._digits.cancelled(look, out, exact, errors)
-        if damage is None and look.kind.cancels:
+        if damage is None and (look.kind.cancels or look.adds_up):
             worst = max(shadows, key=lambda s: s.error, default=None)
             to_log = worst is not None and self._marks.is_log(worst.memory.key)
-            damage = self._digits.accumulated(look, out, exact, relative, origin, to_log=to_log)
+            damage = self._digits.accumulated(look, out, exact, errors, origin, to_log=to_log)
         if known is None:
             known = self._table.put(out, exact) if flat is None else self._table.keep(out, flat)
         elif damage is None and out.numel() < known.values.numel():
@@ -150,10 +150,24 @@ class Follower:
     def _origin(self, look: Look, out: Tensor, relative: float, shadows: Sequence[Shadow]) -> Origin | None:
         """Return where most of a result's error was brought in."""
         largest = max(shadows, key=lambda s: s.error, default=None)
+        if look.adds_up:
+            return self._origin_of_sum(look, out, relative, largest)
         rounding = torch.finfo(out.dtype).eps
         # squares of independent errors add up; more than rounding brings in is an error that has grown
         if largest is None or (relative**2 > 2 * largest.error**2 and relative <= rounding):
             return Origin(look.spot, look.kind.name, out.dtype, self._marks.is_probability(out))
+        return largest.origin
+
+    def _origin_of_sum(
+        self, look: Look, out: Tensor, relative: float, largest: Shadow | None
+    ) -> Origin | None:
+        """Return where most of the error of a sum by index was brought in: it is rounded with each term.
+
+        The errors of the terms average out in it, so that what is beyond them is its own.
+        """
+        begun = self._table.get(look.inputs[0]) if look.inputs else None
+        if largest is None or relative**2 > (2 if largest is begun else 1) * largest.error**2:
+            return Origin(look.spot, look.kind.name, out.dtype)
         return largest.origin
 
 

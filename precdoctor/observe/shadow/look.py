@@ -71,7 +71,17 @@ class Look:
     @property
     def moves(self) -> bool:
         """Tell whether values are brought elsewhere and none is changed."""
-        return self.kind.moves and not adds_up(self.kind, self.operation.args)
+        return self.kind.moves and not self.adds_up
+
+    @property
+    def adds_up(self) -> bool:
+        """Tell whether values are added, many of them to one, by an index."""
+        return adds_up(self.kind, self.operation.args, self.operation.kwargs)
+
+    @property
+    def terms(self) -> list[Tensor]:
+        """Return what is put somewhere by an index."""
+        return floats(self.operation.args[1:])
 
     @functools.cached_property
     def module(self) -> nn.Module | None:
@@ -102,6 +112,14 @@ class Look:
         return one is other or (one.data_ptr() == other.data_ptr() and one.shape == other.shape)
 
 
-def adds_up(kind: Kind, args: tuple[Any, ...]) -> bool:
-    """Tell whether values that are put somewhere are added to what is there."""
-    return "index_put" in kind.name and len(args) > 3 and bool(args[3])
+def adds_up(kind: Kind, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Tell whether values that are put somewhere by an index are added to what is there."""
+    match kind.name:
+        case "index_add" | "scatter_add":
+            return True
+        case "index_put" | "_index_put_impl" | "put":
+            return len(args) > 3 and bool(args[3])
+        case "scatter" | "scatter_reduce" | "index_reduce":
+            return kwargs.get("reduce", args[4] if len(args) > 4 else "") in ("add", "sum", "mean")
+        case _:
+            return False

@@ -186,6 +186,7 @@ class LossySumSite(Site):
     error: float = 0.0
     nats: float = 0.0
     nats_passes: set[int] = field(default_factory=set)
+    indexed_passes: set[int] = field(default_factory=set)
 
     @property
     def least(self) -> float:
@@ -199,8 +200,13 @@ class LossySumSite(Site):
 
     def record(self, place: Placing) -> LossySum:
         """Return what was seen."""
-        passes = len(self.nats_passes)
-        return LossySum(**self.common(place), error=self.error, nats=self.nats, nats_passes=passes)
+        return LossySum(
+            **self.common(place),
+            error=self.error,
+            nats=self.nats,
+            nats_passes=len(self.nats_passes),
+            indexed_passes=len(self.indexed_passes),
+        )
 
 
 @dataclass(slots=True, eq=False)
