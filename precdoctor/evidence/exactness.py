@@ -106,6 +106,12 @@ class Cancellation(Site):
     remaining: float = 0.0
     #: passes in which it reached something and a model was evaluated
     evaluations: int = 0
+    #: of two numbers that another line has made: the same quantity at two times, such as two losses
+    repeated: bool = False
+    #: times that what scales an addend was it, or a number seen to go by what Python reads of it (both zero,
+    #: or of the same sign, or of opposite signs, all times in a row), and where
+    steered: int = 0
+    steered_at: Place | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,12 +21,14 @@ from precdoctor.rules.finding import Finding, Severity
 from precdoctor.rules.prescriptions import ranked
 from precdoctor.rules.reading import format_named
 from precdoctor.rules.rule import Rule
-from precdoctor.rules.wording import at, number, percent
+from precdoctor.rules.wording import at, count, number, percent
 
 #: error of a difference, before a factorization that fails, from which it is to blame
 FAILED_ERROR = 0.3
 #: share of the evaluations seen in which a difference has to do harm: one may be all that there are
 EVALUATIONS_SHARE = 0.5
+#: times in a row that what scales a tensor has to go by a difference
+MIN_STEERED = 8
 _CASTS = ("_to_copy", "copy")
 
 
@@ -45,7 +47,8 @@ class Cancellation(Rule):
     ## Why it hurts
 
     A variance comes out as 0, or a thousand times too large, and everything divided by it follows. A term
-    of the loss is noise. Nothing is inf and nothing warns.
+    of the loss is noise, and so are steps without gradients that go by the difference of two losses in 16
+    bits, most of which are exactly zero. Nothing is inf and nothing warns.
 
     ## Criterion
 
@@ -55,18 +58,22 @@ class Cancellation(Rule):
     damage is seen to reach a layer, the loss (one not yet down to 1 % of what it was), a gradient, a
     parameter, or goes through a logarithm or a reciprocal, in at least two forward passes and 10 % of those
     seen; one pass is enough, in code without gradient, where a model is evaluated in it, what is reached
-    (or read by Python) is off by more than 50 %, and it is so in half of the evaluations. A quotient by the
-    difference that is subtracted from 1, as in a score (R2), counts there as it is. An error where what it
-    reaches is off by more than 50 %, else a warning. A warning, too, for a difference of probabilities or
-    their logarithms, formed in 16 bits or rounded to them, that gradient goes through and that is off by
-    more than 50 % in half of the passes; and where the script fails in a factorization just after. Of a
-    schedule, which is a table of 32 numbers or more that rises or falls all along, 1 % of the elements off
-    by half their value are enough, in c - a of what is looked up in it (or of all of it) in 16 bits, where
-    a root, a logarithm or a quotient of that is taken: the first timesteps of a noise schedule get no
-    noise. In one of torch's derivatives it is a note: where the problem itself is ill-conditioned, as a
-    system of equations may be, other arithmetic does not help. Exact counts what layers return: the
-    rounding of mixed precision inside the model is not judged. Results that are zero but for the rounding
-    of float64 are none.
+    (or read by Python, except the difference of two numbers that another line has made: how far a loss
+    has come) is off by more than 50 %, and it is so in half of the evaluations. A quotient by the
+    difference that is subtracted from 1, as in a score (R2), counts there as it is. A warning where a
+    single difference, without gradient, scales what is added to tensors, as in steps of methods that need
+    none, eight times or more. Where Python reads it (or two numbers, one after the other, of which it may
+    take the difference), a number that tensors are scaled with tells: it is zero whenever the difference
+    is, and else of its sign, or always of the other. An error where what it reaches is off by more than
+    50 %, else a warning. A warning, too, for a difference of probabilities or their logarithms, formed in
+    16 bits or rounded to them, that gradient goes through and that is off by more than 50 % in half of the
+    passes; and where the script fails in a factorization just after. Of a schedule, which is a table of 32
+    numbers or more that rises or falls all along, 1 % of the elements off by half their value are enough,
+    in c - a of what is looked up in it (or of all of it) in 16 bits, where a root, a logarithm or a
+    quotient of that is taken: the first timesteps of a noise schedule get no noise. In one of torch's
+    derivatives it is a note: where the problem itself is ill-conditioned, as a system of equations may be,
+    other arithmetic does not help. Exact counts what layers return: the rounding of mixed precision inside
+    the model is not judged. Results that are zero but for the rounding of float64 are none.
 
     ## Blind spots
 
@@ -74,7 +81,8 @@ class Cancellation(Rule):
     `--probe shadow` only; no sums that are written in place), in the steps in which the operation probe is
     awake; values that never were below float32 in the first three steps, in three evaluations of a model,
     and on from where digits of such were seen to cancel. Tensors of over a million elements are not
-    followed. What cancels inside one operation is seen by its result.
+    followed. What cancels inside one operation is seen by its result. A number that Python has read is not
+    followed, and known by zeros and signs alone.
 
     ## Remedies
 
@@ -105,6 +113,10 @@ class Cancellation(Rule):
                 if site.derivative:
                     grave = "note"  # it may be the problem that is ill-conditioned, not the arithmetic
                 found.append(cls._at(site, grave, f"that reaches {in_words(reached)}{at(site.reached_at)}"))
+            elif site.steered >= MIN_STEERED:
+                times = count(site.steered, "time")
+                harm = f"what is added to tensors{at(site.steered_at)} is scaled with that ({times} seen)"
+                found.append(cls._at(site, "warning", harm))
             elif _is_noise(site, seen):
                 found.append(cls._at(site, "warning", "gradient goes through what is noise"))
             elif _fails(site, evidence):
@@ -151,7 +163,8 @@ def _cures(site: records.Cancellation) -> list[tuple[str, str]]:
     what = f"compute {site.source.lstrip('_') or 'its arguments'}{line} in {wide}"
     if site.source in _CASTS:
         what = f"leave what is rounded to {site.source_format}{line} in {wide}"
-    return [("subtract-first", _first(site)), (f"{wide}-op", what)]
+    cures = [(f"{wide}-op", what)]
+    return cures if site.repeated or site.steered else [("subtract-first", _first(site)), *cures]
 
 
 def _first(site: records.Cancellation) -> str:
@@ -167,7 +180,8 @@ def _ends_of_evaluation(site: records.Cancellation, seen: records.Exactness) -> 
     often = site.evaluations > 0 and site.evaluations >= EVALUATIONS_SHARE * seen.evaluations
     if site.graded or not often or site.reached_error <= ERROR:
         return []
-    return [where for where, _ in site.reached]
+    # how far a loss has come since, for a log or for early stopping, may be told as coarsely as the loss
+    return [where for where, _ in site.reached if where != "read" or not site.repeated]
 
 
 def _is_noise(site: records.Cancellation, seen: records.Exactness) -> bool:

@@ -113,6 +113,22 @@ def test_one_pass_is_enough_in_most_evaluations(changes: dict[str, Any], ill: bo
     assert bool(Cancellation.criterion(evidence)) == ill
 
 
+def test_how_far_a_loss_has_come_may_be_logged_in_an_evaluation() -> None:
+    values = {"passes": 1, "reached": (("read", 1),), "evaluations": 3, "repeated": True}
+    assert not Cancellation.criterion(run(cancellations=(cancellation(**values),), evaluations=3))
+
+
+@pytest.mark.parametrize(("times", "ill"), [(7, False), (8, True)])
+def test_steps_that_go_by_a_difference_are_a_warning(times: int, ill: bool) -> None:
+    values = {"passes": 1, "reached": (("read", 1),), "repeated": True}
+    site = cancellation(**values, steered=times, steered_at=LATER)
+    found = Cancellation.criterion(run(cancellations=(site,), passes=1))
+    assert [f.severity for f in found] == ["warning"] * ill
+    assert all(
+        "added to tensors at train.py:20 is scaled with that (8 times seen)" in f.message for f in found
+    )
+
+
 @pytest.mark.parametrize(("passes", "ill"), [(1, False), (2, True)])
 def test_a_schedule_is_the_same_in_each_pass(passes: int, ill: bool) -> None:
     site = cancellation(reached=(("schedule", passes),), error=0.0, share=0.016, reached_error=0.016)

@@ -188,6 +188,9 @@ class DigitWatch:
         births = [spot for t in look.inputs if (s := self._table.get(t)) for spot in s.births]
         site.see(look, source.origin if source is not None else None, births)
         site.lost(before=before, error=rel, share=share, remaining=errors.size / largest)
+        made = {s.made for t in look.inputs if (s := self._table.get(t)) is not None}
+        one = made.pop() if len(made) == 1 and len(look.inputs) == 2 else None
+        site.repeated |= one is not None and one[0] != look.spot
         return site
 
     def site(self, look: Look, out: Tensor) -> CancellationSite:

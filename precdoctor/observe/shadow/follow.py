@@ -146,6 +146,8 @@ class Follower:
             damage, magnified = known.damage, known.magnified  # that of the rest of the storage
         known.error, known.origin, known.births = relative, origin, births
         known.damage, known.magnified = damage, magnified
+        if out.numel() == 1:
+            known.made = shadows[0].made if look.moves and shadows else (look.spot, look.kind.name)
 
     def _origin(self, look: Look, out: Tensor, relative: float, shadows: Sequence[Shadow]) -> Origin | None:
         """Return where most of a result's error was brought in."""

@@ -153,6 +153,9 @@ class CancellationSite(Site):
     error_first: float = 0.0
     share: float = 0.0
     remaining: float = 0.0
+    repeated: bool = False
+    steered: int = 0
+    steered_at: Spot | None = None
 
     def lost(self, *, before: float, error: float, share: float, remaining: float) -> None:
         """Note errors before and after, relative, and how much of the arguments remains."""
@@ -176,6 +179,9 @@ class CancellationSite(Site):
             evaluations=len(evaluated & set[int]().union(*self.reached.values())),
             share=self.share,
             remaining=self.remaining,
+            repeated=self.repeated,
+            steered=self.steered,
+            steered_at=place(self.steered_at),
         )
 
 

@@ -57,6 +57,8 @@ class Shadow:
     births: tuple[Spot, ...] = ()
     #: an illness whose effect it carries
     damage: Site | None = None
+    #: the user's line, and the operation, that made it, if it is a single number
+    made: tuple[Spot | None, str] | None = None
     #: the damage has gone through a logarithm or a reciprocal
     magnified: bool = False
 

@@ -33,6 +33,7 @@ from precdoctor.observe.shadow.infinite import LARGEST, InfinityWatch, is_finite
 from precdoctor.observe.shadow.kinds import Kind, kind_of
 from precdoctor.observe.shadow.look import Look, floats, written
 from precdoctor.observe.shadow.marks import Marks
+from precdoctor.observe.shadow.steering import SteeringWatch
 from precdoctor.observe.shadow.table import LARGEST as LARGEST_SHADOW
 from precdoctor.observe.shadow.table import ShadowTable
 
@@ -59,6 +60,7 @@ class ShadowWatch:
         self._infinite = InfinityWatch(self._marks.is_weight)
         self._backward = BackwardWatch(code, self._infinite)
         self._digits = DigitWatch(self._table)
+        self._steering = SteeringWatch(self._table, self._digits)
         self._follower = Follower(self._table, self._marks, self._infinite, self._digits)
         #: forward passes, told apart by the calls of backward: the number of this one, and those looked at
         self._number, self._passes = 0, set[int]()
@@ -123,6 +125,7 @@ class ShadowWatch:
         self._backward.clear()
         self._marks.clear()
         self._follower.schedules.clear()
+        self._steering.clear()
 
     def losses(self, losses: Sequence[Tensor], step: int, place: Place | None) -> None:
         """Look at the losses that ``backward`` is about to be called on."""
@@ -171,12 +174,14 @@ class ShadowWatch:
             self._passes.add(self._number)
         inputs, into = floats(operation.inputs), written(kind, operation.args)
         outs = into or floats(operation.outputs)
+        # the loss, at which passes are told apart, is known when backward begins
+        look = Look(self._code, operation, kind, inputs, into, self._number - backward)
         if not outs:
             if kind.name == "_local_scalar_dense" and inputs:
                 self._is_read(inputs[0])
+                self._steering.read(look, inputs[0])
             return
-        # the loss, at which passes are told apart, is known when backward begins
-        look = Look(self._code, operation, kind, inputs, into, self._number - backward)
+        self._steering.scaled(look, outs[0])
         if not own:
             look.is_derivative, look.spot = True, self._backward.line()
         if kind.factory:
