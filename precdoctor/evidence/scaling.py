@@ -20,6 +20,8 @@ class EarlyClip:
     seen: int = 0
     #: (scale, threshold, largest norm or value before clipping or None where it is not known), at some times
     samples: tuple[tuple[float, float, float | None], ...] = ()
+    #: of the user's own whose threshold follows the weights: the threshold over their norm
+    of_weights: float | None = None
     #: where the step that divided the gradients afterwards was called
     stepped_at: Place | None = None
 

@@ -13,6 +13,8 @@ from precdoctor.rules.wording import at, count, loss_scale, number
 
 #: threshold over scale from which the threshold was multiplied by the scale on purpose
 MEANT = 1 / 16
+#: the same for a threshold that is a share of the weights' norm: at most 0.16 (Brock et al. 2021)
+MEANT_OF_WEIGHTS = 1 / 4
 #: threshold that follows a changing scale (relative)
 FOLLOWS = 0.01
 
@@ -36,13 +38,19 @@ class ClipBeforeUnscale(Rule):
 
     An error where gradients of a scaled loss were clipped (`clip_grad_norm_`, `clip_grad_value_`) before the
     scaler divided them, the scale was not 1, and the clipping had an effect. A threshold that was multiplied
-    by the scale (it follows the scale, or is at least 1/16 of it) is meant so and no finding. Clipping by the
-    user's own code is known by what it leaves: at 4 steps or more the scaled gradients have the same norm, to
-    0.1 %, or many of their elements the same largest magnitude.
+    by the scale (it follows the scale, or is at least 1/16 of it) is meant so and no finding.
+
+    Clipping by the user's own code is known by what it leaves: at 4 steps or more it made the scaled
+    gradients, or half of the parameters or of their rows, smaller by 1 % or more, to the same norm or largest
+    magnitude (to 0.1 %, where they were different by 1 % or more), or to the same share of the norm of their
+    weights (adaptive clipping), below 1/4: a larger one was multiplied by the scale. A constant factor leaves
+    the differences that there were.
 
     ## Blind spots
 
-    Own clipping that has an effect only now and then. Scalers that are not torch's own.
+    Own clipping that has an effect in fewer than 4 of the first 12 steps, that whose gradients all are as
+    large at each step, and that of a program which reads the scale between the scaled loss and the division.
+    Scalers that are not torch's own.
 
     ## Remedies
 
@@ -52,6 +60,8 @@ class ClipBeforeUnscale(Rule):
 
     - PyTorch documentation, Automatic Mixed Precision examples: gradient clipping
     - Lightning-AI/pytorch-lightning#9599, pytorch/examples#1196
+    - Brock et al. 2021, High-Performance Large-Scale Image Recognition Without Normalization, arXiv
+      2102.06171 (adaptive gradient clipping)
     """
 
     id: ClassVar[str] = "PD403"
@@ -72,14 +82,16 @@ class ClipBeforeUnscale(Rule):
     @classmethod
     def _finding(cls, clip: EarlyClip) -> Finding:
         scale, threshold, before = clip.samples[-1]
-        what = "values" if clip.kind == "value" else "norm"
+        what = {"value": "their values were", "norm": "their norm was", "own": "it was"}[clip.kind]
         text = (
             f"Gradients are clipped{at(clip.place)} while they are still multiplied by the loss scale "
             f"({loss_scale(scale)}): a threshold of {number(threshold)} leaves {number(threshold / scale)} "
             "once they are divided"
         )
+        if clip.of_weights is not None:
+            text += f" ({number(clip.of_weights)} of the norm of the weights)"
         if before is not None:
-            text += f"; before clipping their {what} was {number(before)}, that is {number(before / scale)}"
+            text += f"; before clipping {what} {number(before)}, that is {number(before / scale)}"
         return Finding(
             rule=cls.id,
             name=cls.name,
@@ -92,6 +104,7 @@ class ClipBeforeUnscale(Rule):
                 "threshold": threshold,
                 "threshold_unscaled": threshold / scale,
                 "before_clipping": before,
+                "of_weights": clip.of_weights,
                 "seen": clip.seen,
             },
             prescriptions=ranked(
@@ -116,6 +129,8 @@ def _had_effect(clip: EarlyClip) -> bool:
 
 def _is_meant(clip: EarlyClip) -> bool:
     """Tell whether the threshold was multiplied by the scale on purpose."""
+    if clip.of_weights is not None:
+        return clip.of_weights >= MEANT_OF_WEIGHTS
     ratios = [threshold / scale for scale, threshold, _ in clip.samples]
     scales = [scale for scale, _, _ in clip.samples]
     if max(scales) > 1.5 * min(scales):

@@ -55,3 +55,10 @@ def test_own_clipping_is_known_by_what_it_leaves() -> None:
 
 def test_a_threshold_that_was_never_reached_had_no_effect() -> None:
     assert not ClipBeforeUnscale.criterion(run((65536.0, 1000.0, 600.0)))
+
+
+def test_a_share_of_the_weights_is_meant_where_the_scale_is_in_it() -> None:
+    samples = [(16384.0, 0.004, 300.0)] * 4
+    (finding,) = ClipBeforeUnscale.criterion(run(*samples, kind="own", of_weights=0.02))
+    assert "0.02 of the norm of the weights" in finding.message
+    assert not ClipBeforeUnscale.criterion(run(*samples, kind="own", of_weights=0.02 * 16384))

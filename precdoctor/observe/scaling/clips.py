@@ -10,15 +10,12 @@ from torch import Tensor
 
 from precdoctor.evidence import EarlyClip, Place
 from precdoctor.observe.frames import Spot
+from precdoctor.observe.scaling.units import Sample, Sizes, constant, sizes, together
 
 #: calls at one line that are measured; gradients measured for traces of the user's own clipping
 _SAMPLES, _MEASURED = 16, 12
 #: calls that are noted
 _CALLS = 256
-#: measurements from which a constant says something, and how constant it is then (relative)
-_CONSTANT, _EQUAL = 4, 1e-3
-#: elements that have the largest magnitude, from which values were clipped
-_TIES = 5
 
 
 @dataclass(slots=True, eq=False)
@@ -53,8 +50,8 @@ class Clips:
     #: since the last update, with the gradients as they were
     pending: list[Clip] = field(default_factory=list)
     early: dict[tuple[str, Spot | None], _Early] = field(default_factory=dict)
-    #: (scale, norm, largest magnitude, elements that have it) where no clip was seen
-    measured: list[tuple[float, float, float, int]] = field(default_factory=list)
+    #: gradients as they were and as they were divided, where no clip was seen
+    measured: list[Sample] = field(default_factory=list)
     measured_at: Spot | None = None
     #: the last line that wrote to a gradient between its backward pass and its division
     written: Spot | None = None
@@ -85,11 +82,24 @@ class Clips:
         """Tell whether gradients are still looked at for what the user's own clipping leaves behind."""
         return len(self.measured) < _MEASURED
 
-    def note(self, gradients: list[Tensor], scale: float, spot: Spot | None) -> None:
-        """Measure gradients that are divided now, with no clip of torch's before."""
-        norm, largest, ties = measure(gradients)
-        if 0 < norm < float("inf"):
-            self.measured.append((scale, norm, largest, ties))
+    def note(
+        self, parameters: list[Tensor], before: dict[int, Sizes], scale: float, spot: Spot | None
+    ) -> None:
+        """Measure gradients that are divided now, with no clip of torch's since they were ``before``."""
+        known = [(p, g, before[id(p)]) for p in parameters if (g := p.grad) is not None and id(p) in before]
+        parts = [
+            (id(p), was, now, weights)
+            for p, g, was in known
+            if (now := sizes(g)) is not None
+            and (weights := sizes(p)) is not None
+            and now["row"].shape == was["row"].shape == weights["row"].shape
+        ]
+        if not parts:
+            return
+        ids, *three = zip(*parts, strict=True)
+        sample = Sample(scale, ids, *map(together, three))
+        if 0 < float(sample.after["all"]) < float("inf"):
+            self.measured.append(sample)
             self.measured_at = spot
 
     def evidence(self, place: Callable[[Spot | None], Place | None]) -> tuple[EarlyClip, ...]:
@@ -104,43 +114,22 @@ class Clips:
             )
             for e in self.early.values()
         ]
-        own = self._own()
-        if own:
+        own = constant(self.measured)
+        if own is not None:
             found.append(
                 EarlyClip(
                     kind="own",
                     place=place(self.written or self.measured_at),
-                    seen=len(self.measured),
-                    samples=own,
+                    seen=len(own.samples),
+                    samples=own.samples,
+                    of_weights=own.of_weights,
                     stepped_at=place(self.measured_at),
                 )
             )
         return tuple(found)
 
-    def _own(self) -> tuple[tuple[float, float, float | None], ...]:
-        """Return (scale, constant, None) where norm or largest magnitude is the same at all times."""
-        if len(self.measured) < _CONSTANT:
-            return ()
-        for index in (1, 2):
-            values = [m[index] for m in self.measured]
-            if max(values) - min(values) > _EQUAL * max(values):
-                continue
-            if index == 1 or all(m[3] >= _TIES for m in self.measured):
-                return tuple((m[0], m[index], None) for m in self.measured)
-        return ()
 
-
-def measure(gradients: Iterable[Tensor]) -> tuple[float, float, int]:
-    """Return the norm of gradients together, their largest magnitude, and how many elements have it."""
-    squares, largest, ties = 0.0, 0.0, 0
-    for gradient in gradients:
-        if gradient.is_sparse or not gradient.numel():
-            continue
-        squares += float(gradient.detach().double().square().sum())
-        size = gradient.detach().abs()
-        top = float(size.max())
-        if top > largest:
-            largest, ties = top, 0
-        if top == largest:
-            ties += int((size == top).sum())
-    return float(squares**0.5), largest, ties
+def largest(gradients: Iterable[Tensor]) -> float:
+    """Return the largest magnitude of gradients together."""
+    tops = [float(g.detach().abs().max()) for g in gradients if not g.is_sparse and g.numel()]
+    return max(tops, default=0.0)

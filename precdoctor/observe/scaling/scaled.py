@@ -14,14 +14,15 @@ import torch
 from torch import Tensor
 
 from precdoctor.observe.lineage.made import storage_key
+from precdoctor.observe.scaling.units import Sizes, sizes
 from precdoctor.observe.watch import is_plain
 
 #: key in the metadata of a node
 _KEY = "precdoctor.scaled"
 #: backward passes whose graph is walked, and nodes of one: beyond, nothing is claimed
 _WALKS, _NODES = 16, 200_000
-#: parameters whose gradient is measured after a walk
-_MEASURED = 8
+#: parameters whose gradient is measured after a walk, and passes after which all are
+_MEASURED, _PASSES = 8, 128
 #: nodes from the loss on among which a multiplication by hand is looked for
 _NEAR = 6
 
@@ -37,8 +38,12 @@ class ScaledGradients:
         #: norms of some gradients after the last pass that was walked
         self._norms: dict[int, float] = {}
         self._reached: list[weakref.ref[Tensor]] = []
-        #: storages of the gradients that the last pass has left, until one is divided
+        #: all leaves that were ever reached, by their identity, and passes after which they were measured
+        self._leaves: dict[int, weakref.ref[Tensor]] = {}
+        self._passes = 0
+        #: storages of the gradients that the last pass has left, until one is divided, and their sizes
         self.storages: frozenset[int] = frozenset()
+        self.sizes: dict[int, Sizes] = {}
 
     @property
     def exhausted(self) -> bool:
@@ -69,11 +74,24 @@ class ScaledGradients:
                 marks: Marks = set() if fresh or known is None else known[1]
                 self._marks[id(leaf)] = (weakref.ref(leaf), marks | {mark})
                 self._reached.append(weakref.ref(leaf))
+                self._leaves[id(leaf)] = self._reached[-1]
+
+    @property
+    def wants_measuring(self) -> bool:
+        """Tell whether the sizes of gradients are still measured after a pass."""
+        return self._passes < _PASSES and bool(self._leaves)
+
+    def measure(self) -> None:
+        """Measure the gradients that a pass has left; where it was not walked, all that there are."""
+        self._passes += 1
+        references = self._leaves.values() if self.exhausted else self._reached
+        leaves = [leaf for reference in references if (leaf := reference()) is not None]
+        self.storages = frozenset(storage_key(g) for g in gradients_of(leaves) if is_plain(g))
+        measured = ((id(p), sizes(p.grad)) for p in leaves if p.grad is not None)
+        self.sizes |= {key: found for key, found in measured if found is not None}
 
     def after_backward(self) -> None:
-        """Measure some of the gradients that the pass has left."""
-        leaves = [leaf for reference in self._reached if (leaf := reference()) is not None]
-        self.storages = frozenset(storage_key(g) for g in gradients_of(leaves) if is_plain(g))
+        """Measure some of the gradients that a pass which was walked has left."""
         for reference in self._reached[:_MEASURED]:
             leaf = reference()
             if leaf is not None and leaf.grad is not None and not leaf.grad.is_sparse:
@@ -81,7 +99,7 @@ class ScaledGradients:
 
     def clear(self) -> None:
         """Forget all gradients."""
-        self._marks, self._norms, self.storages = {}, {}, frozenset()
+        self._marks, self._norms, self.storages, self.sizes = {}, {}, frozenset(), {}
 
     def of(self, optimizer: torch.optim.Optimizer) -> Marks:
         """Return what the gradients of an optimizer are, all marks together."""

@@ -49,8 +49,9 @@ class ScalerHistory:
     #: a loss was scaled since the last update; one ever was
     in_use: bool = False
     was_used: bool = False
-    #: the program has read the scale
+    #: the program has read the scale; and since it scaled a loss, before the update
     was_read: bool = False
+    read_in_use: bool = False
     #: optimizers whose gradients were divided since the last update
     unscaled: set[int] = field(default_factory=set)
     #: what tells of gradients that are not finite: of this update, and (those, scale) of those not read yet
@@ -119,7 +120,7 @@ class ScalerHistory:
             self.pending.append((self.found, tensor.detach().clone()))
             if tensor.device.type == "cpu" or len(self.pending) >= most:
                 self.resolve()
-        self.found, self.in_use = [], False
+        self.found, self.in_use, self.read_in_use = [], False, False
         self.unscaled.clear()
         self.clips.pending.clear()
 

@@ -18,11 +18,11 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from precdoctor.evidence import Place, Scaler
 from precdoctor.observe.frames import Spot, UserCode
-from precdoctor.observe.lineage.made import storage_key
+from precdoctor.observe.lineage.made import Memory, storage_key
 from precdoctor.observe.models import Models
 from precdoctor.observe.patches import Patches
 from precdoctor.observe.probe.operations import Operation, tensors_in
-from precdoctor.observe.scaling.clips import Clip, measure
+from precdoctor.observe.scaling.clips import Clip, largest
 from precdoctor.observe.scaling.scaled import ScaledGradients, gradients_of, parameters_of
 from precdoctor.observe.scaling.scalers import Bypassed, ScalerHistory, history_of
 from precdoctor.observe.watch import is_plain
@@ -51,6 +51,8 @@ class ScalingWatch:
         self._known: dict[int, ScalerHistory] = {}
         self._gone: list[ScalerHistory] = []
         self._gradients = ScaledGradients()
+        #: what was made of gradients since their backward pass, and the lines that made it
+        self._made_of: dict[int, tuple[Memory, Spot | None]] = {}
         self._backward: Spot | None = None
         self._inside_backward = self._inside_step = self._inside_clip = False
         self._handle: Any = None
@@ -164,7 +166,7 @@ class ScalingWatch:
                 listed = [parameters]
             frame, before = sys._getframe(1), list[Any]()
             if "value" in original.__name__:
-                self._quietly(lambda: before.append(measure(gradients_of(listed))[1]))
+                self._quietly(lambda: before.append(largest(gradients_of(listed))))
             self._inside_clip = True
             try:
                 result = original(parameters, *args, **kwargs)
@@ -180,19 +182,22 @@ class ScalingWatch:
     def _around_backward(self, original: Any) -> Any:
         def wrapper(tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) -> None:
             scaling = any(s.enabled and s.was_used for s in self._known.values())
-            if self._gradients.exhausted:
+            walking = not self._gradients.exhausted
+            if not walking:
                 self._gradients.clear()  # what is not walked any more is not known
-            if self._inside_backward or self._gradients.exhausted or not scaling:
+            measuring = any(s.clips.wants_measuring for s in self._live) and self._gradients.wants_measuring
+            if self._inside_backward or not scaling or not (walking or measuring):
                 original(tensors, grad_tensors, *args, **kwargs)
                 return
             frame = sys._getframe(1)
-            self._quietly(lambda: self._begins_backward(tensors, grad_tensors, frame))
+            if walking:
+                self._quietly(lambda: self._begins_backward(tensors, grad_tensors, frame))
             self._inside_backward = True  # checkpointing calls backward inside backward
             try:
                 original(tensors, grad_tensors, *args, **kwargs)
             finally:
                 self._inside_backward = False
-            self._quietly(self._gradients.after_backward)
+            self._quietly(lambda: self._ended_backward(walking))
 
         return wrapper
 
@@ -205,7 +210,8 @@ class ScalingWatch:
         known.spot = self._spot(frame)
 
     def _read(self, scaler: Any) -> None:
-        self._of(scaler).was_read = True
+        known = self._of(scaler)
+        known.was_read, known.read_in_use = True, known.in_use
 
     def _scaled(self, scaler: Any, outputs: Any, result: Any, frame: FrameType) -> None:
         known = self._of(scaler)
@@ -226,8 +232,10 @@ class ScalingWatch:
         self._gradients.storages = frozenset()
         spot, parameters = self._spot(frame), parameters_of(optimizer)
         clipped = known.clips.unscaling(frozenset(id(p) for p in parameters), spot)
-        if not clipped and known.clips.wants_measuring:
-            known.clips.note(gradients_of(parameters), known.scale, spot)
+        # who reads the scale of gradients at hand may mean to multiply a threshold by it
+        if not clipped and not known.read_in_use and known.clips.wants_measuring and known.scale != 1:
+            self._find_writers(known, gradients_of(parameters))
+            known.clips.note(parameters, self._gradients.sizes, known.scale, spot)
 
     def _stepping(self, scaler: Any, optimizer: Any, frame: FrameType) -> None:
         known = self._of(scaler)
@@ -313,20 +321,38 @@ class ScalingWatch:
         read = any(s.was_read for s in self._known.values())
         self._gradients.before_backward(losses, seeds, by_hand=read)
 
+    def _ended_backward(self, walked: bool) -> None:
+        self._made_of = {}
+        if walked:
+            self._gradients.after_backward()
+        if any(s.clips.wants_measuring for s in self._live):
+            self._gradients.measure()
+
     # ------------------------------------------------------------------ told by the operation probe
 
     def before(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Nothing: what is written does not matter, only who writes."""
 
     def after(self, operation: Operation) -> None:
-        """Note who writes to gradients between their backward pass and their division."""
+        """Note who writes to gradients, or makes others, between their backward pass and their division."""
         storages = self._gradients.storages
-        if not storages or operation.backward or not operation.func._schema.is_mutable:
+        if not storages or operation.backward or not hasattr(operation.func, "_schema"):
             return
-        targets = tensors_in(operation.args[:1])
-        if any(is_plain(t) and storage_key(t) in storages for t in targets):
+        if not any(is_plain(t) and storage_key(t) in storages for t in tensors_in(operation.args)):
+            return
+        if not operation.func._schema.is_mutable:
+            made = [t for t in operation.outputs if is_plain(t) and storage_key(t) not in storages]
+            self._made_of.update({storage_key(t): (Memory(t), self._spot(operation.frame)) for t in made})
+        elif any(is_plain(t) and storage_key(t) in storages for t in tensors_in(operation.args[:1])):
             for known in self._live:
                 known.clips.written = self._spot(operation.frame)
+
+    def _find_writers(self, known: ScalerHistory, gradients: list[Tensor]) -> None:
+        """Look who made what stands in the place of the gradients that the backward pass has left."""
+        for gradient in filter(is_plain, gradients):
+            made = self._made_of.get(storage_key(gradient))
+            if made is not None and not made[0].gone:
+                known.clips.written = made[1]
 
     def step_begins(self, *_: Any) -> None:
         """Nothing: steps are seen by a hook of its own."""

@@ -149,6 +149,118 @@ def test_knows_own_clipping_by_the_norm_that_it_leaves() -> None:
     assert "gradient.mul_(0.5 / norm)" in early.place.code
 
 
+def unit_norm(tensor: Tensor) -> Tensor:
+    return tensor.norm() if tensor.ndim < 2 else tensor.norm(dim=1, keepdim=True)
+
+
+def gradients(model: nn.Module) -> list[Tensor]:
+    return [p.grad for p in model.parameters() if p.grad is not None]
+
+
+@torch.no_grad()
+def adaptive(model: nn.Module, factor: float = 0.02) -> None:
+    for p in model.parameters():
+        assert p.grad is not None
+        limit, norm = unit_norm(p).clamp(min=1e-3) * factor, unit_norm(p.grad)
+        p.grad.mul_(torch.where(norm > limit, limit / norm.clamp(min=1e-6), torch.ones_like(norm)))
+
+
+def by_parameter(model: nn.Module) -> None:
+    for p in model.parameters():
+        assert p.grad is not None
+        p.grad = p.grad * (0.5 / (p.grad.norm() + 1e-6)).clamp(max=1.0)
+
+
+def values_of_one(model: nn.Module) -> None:
+    model.weight.grad.clamp_(-0.25, 0.25)  # type: ignore[union-attr, operator]
+
+
+def foreach(model: nn.Module) -> None:
+    norms = torch._foreach_norm(gradients(model))
+    factors = [(1.0 / n).clamp(max=1.0) for n in norms]
+    torch._foreach_mul_(gradients(model), factors)
+
+
+@pytest.mark.parametrize(
+    ("clip", "code"),
+    [
+        (adaptive, "p.grad.mul_(torch.where("),
+        (by_parameter, "p.grad = p.grad * "),
+        (values_of_one, "clamp_(-0.25, 0.25)"),
+        (foreach, "torch._foreach_mul_(gradients(model), factors)"),
+    ],
+)
+def test_knows_own_clipping_of_single_units(clip: Callable[[nn.Module], None], code: str) -> None:
+    def work(scaler: Any, optimizer: Any, model: nn.Module) -> None:
+        clip(model)
+        scaler.step(optimizer)
+        scaler.update()
+
+    (early,) = run(work).early_clips
+    assert early.kind == "own"
+    assert early.seen >= 4
+    assert (early.of_weights is not None) == (clip is adaptive)
+    assert early.place is not None
+    assert code in early.place.code
+
+
+def test_knows_own_clipping_of_gradients_that_are_accumulated_over_many_passes() -> None:
+    def several(scaler: torch.amp.GradScaler, loss: Tensor) -> None:
+        for _ in range(4):
+            scaler.scale(loss / 4).backward(retain_graph=True)
+
+    def work(scaler: Any, optimizer: Any, model: nn.Module) -> None:
+        by_parameter(model)
+        scaler.step(optimizer)
+        scaler.update()
+
+    (early,) = run(work, backward=several).early_clips
+    assert (early.kind, early.seen) == ("own", 8)
+
+
+def divide(model: nn.Module) -> None:
+    for gradient in gradients(model):
+        gradient.div_(4)
+
+
+def average_tokens(model: nn.Module) -> None:
+    tokens = 1 + torch.randint(900, (1,), generator=torch.Generator().manual_seed(len(calls)))
+    calls.append(0)
+    for gradient in gradients(model):
+        gradient /= tokens
+
+
+def freeze_rows(model: nn.Module) -> None:
+    model.weight.grad[0] = 0.0  # type: ignore[index]
+    model.weight.grad[1] *= 0.1  # type: ignore[index]
+
+
+def look(model: nn.Module) -> None:
+    calls.append(sum(float(g.norm()) for g in gradients(model)))
+
+
+calls: list[float] = []
+
+
+@pytest.mark.parametrize("work", [divide, average_tokens, freeze_rows, look])
+def test_what_own_code_does_to_all_sizes_alike_is_no_clipping(work: Callable[[nn.Module], None]) -> None:
+    def step(scaler: Any, optimizer: Any, model: nn.Module) -> None:
+        work(model)
+        scaler.step(optimizer)
+        scaler.update()
+
+    assert run(step, steps=14).early_clips == ()
+
+
+def test_who_reads_the_scale_before_clipping_may_mean_to() -> None:
+    def clip(scaler: Any, optimizer: Any, model: nn.Module) -> None:
+        adaptive(model, 0.02 * scaler.get_scale())
+        scaler.step(optimizer)
+        scaler.update()
+
+    assert run(clip).early_clips == ()
+
+
 def test_a_step_beside_the_scaler_is_seen_where_gradients_are_still_scaled() -> None:
     (bypass,) = run(lambda _, optimizer, __: optimizer.step() and None).bypasses
     assert (bypass.kind, bypass.scale) == ("scaled gradient", 2.0**10)
