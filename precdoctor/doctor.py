@@ -104,7 +104,7 @@ class Doctor:
         )
         self._registry = Registry(model, provenance)
         self._ties = TieWatch(code, provenance)
-        self._usage = Usage() if self._probe is not None else None
+        self._usage = Usage(self._calls.called) if self._probe is not None else None
         self._compile = CompileWatch(self._on_compile)
         self._evaluation = EvaluationWatch(self._on_evaluation, code)
         if self._probe is not None:

@@ -43,3 +43,7 @@ class Region:
     last_step: int = 0
     #: inside it, while operations were looked at, but for what lies in regions that are disabled on purpose
     products: tuple[Product, ...] = ()
+    #: calls of layers that are trained in float32, while it was open, that ran in other threads and without
+    #: autocast; 0 where a layer ran in its own thread, or with autocast; and the line that called the model
+    layers_elsewhere: int = 0
+    elsewhere: Place | None = None

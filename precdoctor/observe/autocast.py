@@ -1,7 +1,7 @@
 """Autocast regions: what was asked for, what torch made of it, and what ran inside them.
 
 Making, entering and leaving a region are wrapped while this is attached; the products inside are counted
-while the operation probe is awake.
+while the operation probe is awake. Autocast belongs to a thread: calls of layers tell what runs in others.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from types import FrameType
 from typing import Any
 
 import torch
+from torch import nn
 
 from precdoctor.evidence import Place, Product, Region
 from precdoctor.observe.frames import Spot, UserCode
 from precdoctor.observe.patches import Patches
+from precdoctor.observe.probe.forwards import outside_of_modules
 from precdoctor.observe.probe.operations import Operation
 
 #: regions kept, by the lines that make and enter them
@@ -61,6 +63,11 @@ class _Site:
     #: by device and format: all, and those with an operand that is trained
     products: Counter[tuple[str, str]] = field(default_factory=Counter)
     trained: Counter[tuple[str, str]] = field(default_factory=Counter)
+    #: calls of trained layers while it was open: in its thread, and in others with autocast and without
+    layers_inside: int = 0
+    layers_cast: int = 0
+    layers_elsewhere: int = 0
+    elsewhere: Spot | None = None
 
     @property
     def off(self) -> bool:
@@ -68,11 +75,18 @@ class _Site:
         return not self.key[4]
 
 
-class _Open(threading.local):
-    """The regions that this thread is in, outermost first, with the step at which each was entered."""
+_Stack = list[tuple[weakref.ref[Any], _Site, int]]
 
-    def __init__(self) -> None:
-        self.stack: list[tuple[weakref.ref[Any], _Site, int]] = []
+
+class _Open(threading.local):
+    """The regions that this thread is in, outermost first, with the step at which each was entered.
+
+    The stacks of all threads are in ``everywhere``, by the identity of the thread.
+    """
+
+    def __init__(self, everywhere: dict[int, _Stack]) -> None:
+        self.stack: _Stack = []
+        everywhere[threading.get_ident()] = self.stack
 
 
 class RegionWatch:
@@ -92,7 +106,8 @@ class RegionWatch:
         self._sites: dict[_Key, _Site] = {}
         #: products that ran in no region
         self._outside = _Site((None, None, "", "", False, False, False))
-        self._open = _Open()
+        self._stacks: dict[int, _Stack] = {}
+        self._open = _Open(self._stacks)
         self._steps = 0
 
     # ------------------------------------------------------------------ life
@@ -183,6 +198,27 @@ class RegionWatch:
                 del stack[index:]
                 return
 
+    # ------------------------------------------------------------------ told of the calls of modules
+
+    def called(self, module: nn.Module, frame: FrameType | None) -> None:
+        """Look in which thread a layer is called, with the regions that are open there and in others."""
+        if not any(self._stacks.values()) or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return
+        weights = (p for p in module._parameters.values() if p is not None and p.requires_grad)
+        weight = next((p for p in weights if p.ndim > 1 and p.dtype == torch.float32), None)
+        if weight is None or isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+            return
+        device, own = weight.device.type, self._open.stack
+        for _, site, _ in own:
+            site.layers_inside += 1
+        others = [stack[-1][1] for stack in list(self._stacks.values()) if stack and stack is not own]
+        for site in others:
+            if torch.is_autocast_enabled(device) or own:
+                site.layers_cast += 1
+            elif site.key[2] == device:
+                site.layers_elsewhere += 1
+                site.elsewhere = site.elsewhere or self._code.innermost(outside_of_modules(frame))[0]
+
     # ------------------------------------------------------------------ told by the operation probe
 
     def before(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -241,6 +277,8 @@ def _record(site: _Site, place: Callable[[Spot | None], Place | None]) -> Region
         steps_inside=site.steps_inside,
         last_step=site.last_step,
         products=_products(site),
+        layers_elsewhere=0 if site.layers_inside or site.layers_cast else site.layers_elsewhere,
+        elsewhere=place(site.elsewhere),
     )
 
 

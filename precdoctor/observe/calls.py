@@ -5,9 +5,10 @@ schedules that wait for a plateau.
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from precdoctor.evidence import Place
 from precdoctor.observe.autocast import RegionWatch
@@ -66,6 +67,10 @@ class Calls:
         """Put them back; what was seen stays."""
         for watch in (self._metrics, self._checkpoints, self._regions, self._scaling):
             watch.detach()
+
+    def called(self, module: nn.Module, frame: FrameType) -> None:
+        """Take note that a module is called, in whatever thread."""
+        self._regions.called(module, frame)
 
     def stepped(self, steps: int) -> None:
         """Take note that an optimizer has made a step; ``steps`` were made in all."""

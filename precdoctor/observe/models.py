@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from types import FrameType
@@ -156,9 +156,11 @@ class Usage:
     """Which modules ran their forward in the first steps, inside which and called where: a global hook.
 
     It is removed soon, and at once by a call of torch.compile, whose guards it would make fail (`compiling`).
+    ``on_call`` is told of each call, in whatever thread, with a frame inside of it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_call: Callable[[nn.Module, FrameType], None] = lambda *_: None) -> None:
+        self._on_call = on_call
         self.ran: dict[int, frozenset[int]] | None = None
         self.forwards = Forwards()
         self._handle: Any = None
@@ -172,6 +174,7 @@ class Usage:
                 ran[id(module)] = _callers(sys._getframe(1))
             with suppress(Exception):  # whatever goes wrong with that is no matter of the run
                 self.forwards.note(module, sys._getframe(1))
+                self._on_call(module, sys._getframe(1))
 
         self._handle = nn.modules.module.register_module_forward_pre_hook(note)
 

@@ -16,6 +16,8 @@ from precdoctor.rules.wording import at, count, several
 LOW = ("float16", "bfloat16")
 #: products that must have been seen
 MIN_PRODUCTS = 2
+#: calls of layers in other threads that must have been seen
+MIN_LAYERS = 2
 
 
 class InactiveAutocast(Rule):
@@ -26,7 +28,8 @@ class InactiveAutocast(Rule):
     The region is for another device than the one that computes (`torch.autocast("cuda")` around a model on
     the CPU, or the reverse), torch has disabled it because it has no such device or does not support the
     format (with a warning that is easy to miss), it does not enclose the forward pass (the loss alone, the
-    backward pass, the call of a generator that runs later), or its object was made and never entered.
+    backward pass, the call of a generator that runs later), its object was made and never entered, or the
+    forward passes run in other threads: autocast holds for the thread that opens it.
 
     ## Why it hurts
 
@@ -38,23 +41,29 @@ class InactiveAutocast(Rule):
 
     A warning where a region was asked for in float16 or bfloat16, at least 2 matrix products, convolutions or
     the like ran inside it, and all of them in float32 or float64; or where none ran in any region that is
-    enabled, while products with trained operands ran in float32 outside. What lies inside a region with
-    `enabled=False` was kept in float32 on purpose and does not count.
+    enabled, while products with trained operands ran in float32 outside; or where, in the first three steps,
+    no layer was called in the region's thread, and at least 2 that are trained in float32 were called, with
+    gradient and without autocast, in other threads while it was open, and none with autocast. What lies
+    inside a region with `enabled=False` was kept in float32 on purpose and does not count.
 
     ## Blind spots
 
-    Products are seen while the operation probe is awake, and in its thread. A region of one model of several
-    is judged by itself. An evaluation under autocast counts as a use of autocast.
+    Products are seen while the operation probe is awake, and in its thread; of other threads, calls of
+    modules in the first three steps. A region of one model of several is judged by itself. An evaluation
+    under autocast counts as a use of autocast.
 
     ## Remedies
 
     Take the device type from the tensors: `torch.autocast(device.type, dtype=torch.bfloat16)`. Enclose the
-    forward pass and the loss, and leave the region before the backward pass.
+    forward pass and the loss, and leave the region before the backward pass. Open it in the function that a
+    thread runs.
 
     ## References
 
     - PyTorch documentation, torch.amp.autocast (device_type, enabled)
     - karpathy/nanoGPT#27, huggingface/diffusers#5507
+    - PyTorch documentation, Automatic Mixed Precision examples: working with multiple GPUs (the state is
+      that of a thread)
     """
 
     id: ClassVar[str] = "PD401"
@@ -67,9 +76,13 @@ class InactiveAutocast(Rule):
         asked = [r for r in evidence.regions if r.requested and r.format in LOW]
         idle = [r for r in asked if r.entered and _is_idle(r)]
         found = [cls._finding(region, _why(region), region.products) for region in idle]
+        threaded = [r for r in asked if _is_elsewhere(r)]
+        found += [cls._in_threads(region) for region in threaded]
         outside = [p for p in evidence.products_outside if p.trained and p.format not in LOW]
         if sum(p.trained for p in outside) >= MIN_PRODUCTS:
-            encloses_none = [r for r in asked if not r.products and (r.seen or not r.entered)]
+            encloses_none = [
+                r for r in asked if not r.products and (r.seen or not r.entered) and r not in threaded
+            ]
             if not any(r.products for r in asked if r.enabled):
                 found += [cls._finding(region, _why(region), outside) for region in encloses_none]
         return found
@@ -78,25 +91,44 @@ class InactiveAutocast(Rule):
     def _finding(cls, region: Region, why: str, products: Sequence[Product]) -> Finding:
         total = sum(p.count for p in products)
         where = several([f"{p.format} on {p.device}" for p in products])
+        seen = f"All of the {count(total, 'product')} that were seen ran in {where}"
+        return cls._of(region, f"{why}. {seen}", {"products": total}, _cure(region))
+
+    @classmethod
+    def _in_threads(cls, region: Region) -> Finding:
+        layers = region.layers_elsewhere
+        why = (
+            f"it holds for the thread that opens it, and the model runs in others{at(region.elsewhere)}. "
+            f"{count(layers, 'call')} of its layers in float32 were seen there, and none with autocast"
+        )
+        cure = "open the region inside the function that the thread runs"
+        return cls._of(region, why, {"layers_elsewhere": layers}, cure)
+
+    @classmethod
+    def _of(cls, region: Region, why: str, measured: dict[str, int], cure: str) -> Finding:
         return Finding(
             rule=cls.id,
             name=cls.name,
             severity="warning",
             subjects=(Subject(kind="op", name=f"autocast({region.device}, {region.format})"),),
             message=(
-                f"Autocast to {region.format} on {region.device}{at(region.place)} changes nothing: {why}. "
-                f"All of the {count(total, 'product')} that were seen ran in {where}."
+                f"Autocast to {region.format} on {region.device}{at(region.place)} changes nothing: {why}."
             ),
-            locations=locations([region.place], [region.entered_at]),
+            locations=locations([region.place], [region.entered_at, region.elsewhere]),
             measured={
                 "device": region.device,
                 "format": region.format,
                 "enabled": int(region.enabled),
                 "entered": region.entered,
-                "products": total,
+                **measured,
             },
-            prescriptions=ranked([("autocast-region", _cure(region))]),
+            prescriptions=ranked([("autocast-region", cure)]),
         )
+
+
+def _is_elsewhere(region: Region) -> bool:
+    """Tell whether what a region was opened for runs in other threads, without autocast."""
+    return bool(region.seen) and not region.products and region.layers_elsewhere >= MIN_LAYERS
 
 
 def _is_idle(region: Region) -> bool:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -137,6 +139,76 @@ def test_an_exception_leaves_the_region() -> None:
 
     evidence = run(forward)
     assert formats(evidence.products_outside) == {"float32": 6}
+
+
+def in_thread(work: Callable[[], Tensor]) -> Tensor:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(work).result()
+
+
+def bfloat16() -> torch.autocast:
+    return torch.autocast("cpu", dtype=torch.bfloat16)
+
+
+def test_layers_that_run_in_another_thread_without_autocast_are_counted() -> None:
+    def forward(model: Any, x: Tensor) -> Tensor:
+        with bfloat16():
+            return in_thread(lambda: model(x))
+
+    region = only(run(forward))
+    assert region.layers_elsewhere == 6
+    assert region.elsewhere is not None
+    assert region.elsewhere.code == "return in_thread(lambda: model(x))"
+
+
+def test_a_started_thread_that_is_joined_inside_the_region_is_seen() -> None:
+    def forward(model: Any, x: Tensor) -> Tensor:
+        out: list[Tensor] = []
+        with bfloat16():
+            thread = threading.Thread(target=lambda: out.append(model(x)))
+            thread.start()
+            thread.join()
+        return out[0]
+
+    assert only(run(forward)).layers_elsewhere == 6
+
+
+def island(model: nn.Module, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", enabled=False):
+        out: Tensor = model(x)
+    return out
+
+
+def cast_in_part(model: Any, x: Tensor) -> Tensor:
+    with bfloat16():
+        hidden = model[:2](x)
+    out: Tensor = model[2](hidden.float())
+    return out
+
+
+def without_gradient(model: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        model(x)
+    return x.mean() * sum(p.sum() for p in model.parameters())
+
+
+@pytest.mark.parametrize("work", [island, cast_in_part, without_gradient])
+def test_threads_that_have_their_own_reasons_are_not_counted(work: Callable[..., Tensor]) -> None:
+    def forward(model: Any, x: Tensor) -> Tensor:
+        with bfloat16():
+            return in_thread(lambda: work(model, x))
+
+    assert all(region.layers_elsewhere == 0 for region in run(forward).regions)
+
+
+def test_another_model_in_a_thread_is_no_matter_where_the_region_has_layers_of_its_own() -> None:
+    other = nn.Linear(4, 2)
+
+    def forward(model: Any, x: Tensor) -> Tensor:
+        with bfloat16():
+            return model(x) + in_thread(lambda: other(x))
+
+    assert only(run(forward)).layers_elsewhere == 0
 
 
 def test_scripted_and_compiled_functions_use_autocast_as_before() -> None:

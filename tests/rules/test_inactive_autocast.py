@@ -81,3 +81,15 @@ def test_a_region_of_no_effect_beside_one_that_has_is_healthy() -> None:
 def test_a_region_that_was_made_and_never_entered_changes_nothing() -> None:
     (finding,) = InactiveAutocast.criterion(run(region(entered=0, seen=0), outside=(product(),)))
     assert "it was made and never entered" in finding.message
+
+
+def test_a_region_whose_layers_run_in_other_threads_changes_nothing() -> None:
+    called = Place(file="train.py", line=12)
+    (finding,) = InactiveAutocast.criterion(run(region(layers_elsewhere=24, elsewhere=called)))
+    assert "it holds for the thread that opens it, and the model runs in others" in finding.message
+    assert [x.place for x in finding.locations] == [OPENED, called]
+
+
+def test_a_region_with_products_of_its_own_is_not_judged_by_other_threads() -> None:
+    assert not InactiveAutocast.criterion(run(region(product("bfloat16"), layers_elsewhere=24)))
+    assert not InactiveAutocast.criterion(run(region(seen=0, layers_elsewhere=24)))

@@ -79,6 +79,16 @@ def innermost_module(frame: FrameType | None) -> nn.Module | None:
     return None
 
 
+def outside_of_modules(frame: FrameType | None) -> FrameType | None:
+    """Return the frame that called the outermost module whose forward is running, or is about to."""
+    found = frame
+    while frame is not None:
+        if frame.f_code is CALL:
+            found = frame.f_back
+        frame = frame.f_back
+    return found
+
+
 def _called(code: CodeType, instruction: int) -> str:
     """Return the source of what an instruction calls, such as "self.model"; nothing before Python 3.11."""
     if not hasattr(code, "co_positions"):
