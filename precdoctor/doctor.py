@@ -109,6 +109,8 @@ class Doctor:
         self._evaluation = EvaluationWatch(self._on_evaluation, code)
         if self._probe is not None:
             self._probe.on_inference = self._evaluation.entered
+            passed = self._instruments.passed
+            self._probe.on_backward = lambda *each: self._monitor.quietly(lambda: passed(*each))
         self._future: dict[int, dict[int, tuple[tuple[int, float], ...]]] = {}
         self._backward: Backward | None = None
         self._walks: list[tuple[bool, set[int], set[int], set[str]]] = []
@@ -216,6 +218,7 @@ class Doctor:
         if self._probe is not None and self._instruments.reads_at(steps):
             self._monitor.quietly(lambda: self._instruments.read(steps))
         self._calls.stepped(steps)
+        self._instruments.passes.stepped()
         if self._on_step is None:
             return
         try:

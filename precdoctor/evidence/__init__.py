@@ -23,7 +23,7 @@ from precdoctor.evidence.exactness import (
     Phase,
     Site,
 )
-from precdoctor.evidence.gradient_flow import GradientFlow, GradientLoss
+from precdoctor.evidence.gradient_flow import Attempts, GradientFlow, GradientLoss
 from precdoctor.evidence.histogram import Binades, Histogram
 from precdoctor.evidence.integers import IntegerUse, LostIntegers
 from precdoctor.evidence.metrics import Metric
@@ -57,6 +57,7 @@ from precdoctor.evidence.ties import Tie
 __all__ = [
     "SCHEMA",
     "Accumulation",
+    "Attempts",
     "Backward",
     "Bench",
     "Binades",

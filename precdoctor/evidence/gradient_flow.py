@@ -28,11 +28,26 @@ class GradientLoss:
     seen: int = 0
     lost: int = 0
     passes: int = 0
+    #: numbers of optimizer steps made before, at which it lost
+    steps: int = 0
+    #: the result is gradients again: gradients that were added up, or cast
+    adds_or_casts: bool = False
     #: at the worst: largest magnitude of the exact result, share of its elements that are lost, and
     #: what is left of it (projection of the result onto the exact one)
     largest: float = 0.0
     share: float = 0.0
     projection: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempts:
+    """Attempts at an optimizer step, told apart by the backward passes before one, as many each time."""
+
+    made: int = 0
+    #: those after which no step was made
+    left_out: int = 0
+    #: size of the losses, scaled as they are, in the attempt after such a one over that in it, median
+    loss_ratio: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,3 +58,5 @@ class GradientFlow:
     passes: int = 0
     operations: int = 0
     losses: tuple[GradientLoss, ...] = ()
+    #: over the whole run, looked at or not
+    attempts: Attempts = Attempts()

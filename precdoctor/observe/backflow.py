@@ -11,15 +11,15 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from precdoctor.evidence import GradientFlow, GradientLoss, Place
-from precdoctor.numerics import format_of
+from precdoctor.evidence import GradientFlow, Place
 from precdoctor.observe.frames import Spot, UserCode
+from precdoctor.observe.gradient_losses import Losses
+from precdoctor.observe.gradient_sums import ADDS
 from precdoctor.observe.lineage.origins import Marks
 from precdoctor.observe.probe.operations import Operation, tensors_in
 from precdoctor.observe.watch import is_plain
@@ -59,27 +59,14 @@ _LOW = (torch.float16, *_FLOAT8)
 _MOST_ELEMENTS, _MOST_SECONDS = 1 << 24, 2.0
 
 
-@dataclass(slots=True)
-class _Seen:
-    kind: str
-    op: str
-    backward: bool
-    spot: Spot | None
-    dtype: torch.dtype
-    seen: int = 0
-    #: (lost, largest, share, projection, pass), not read off before the end
-    results: list[tuple[Tensor, int]] = field(default_factory=list)
-
-
 class GradientWatch:
     """Looks at what becomes of gradients in float16; see the module's docstring."""
 
-    def __init__(self, code: UserCode, marks: Marks) -> None:
-        self._code, self._marks = code, marks
-        self._found: dict[tuple[Any, ...], _Seen] = {}
+    def __init__(self, code: UserCode, marks: Marks, losses: Losses) -> None:
+        self._code, self._marks, self._losses = code, marks, losses
         #: where a forward pass first casts what gradient comes back to, by format
         self._casts: dict[torch.dtype, Spot | None] = {}
-        self._passes = self._operations = 0
+        self._operations = 0
         self._in_pass = False
         #: the step at hand is one of the user's own code
         self.looks_inside = False
@@ -105,7 +92,7 @@ class GradientWatch:
         kept, self._before = self._before, []
         if operation.backward != self._in_pass:
             self._in_pass = operation.backward
-            self._passes += operation.backward
+            self._losses.passes += operation.backward
         outputs = [t for t in operation.outputs if t.dtype in _LOW and is_plain(t) and t.numel()]
         if outputs and outputs[0].dtype in _FLOAT8:
             if operation.name != "aten::_to_copy":
@@ -122,6 +109,8 @@ class GradientWatch:
             self._scaled(operation, kept)
         elif operation.name in _JUDGED and operation.backward:
             self._judge(operation, outputs)
+        elif operation.name in ADDS:
+            pass  # looked at by `GradientSums`
         elif not operation.backward and any(self._marks.is_gradient(t) for t in operation.inputs):
             self._made_of_gradients(operation, outputs)
             if operation.name == "aten::_to_copy" or _is_square(operation):
@@ -175,7 +164,9 @@ class GradientWatch:
                 [t.abs().max().float() for t in operation.inputs if t.is_floating_point()]
             ).max()
             share = (~torch.isfinite(out)).float().mean()
-            self._note("overflow", operation, torch.stack((overflows.float(), largest, share, share * 0)))
+            self._losses.note(
+                "overflow", operation, torch.stack((overflows.float(), largest, share, share * 0))
+            )
 
     def _small(self, operation: Operation, out: Tensor) -> None:
         """Look for gradients that a cast, or their square, makes 0: by what is left of their norm."""
@@ -188,7 +179,7 @@ class GradientWatch:
         largest, meant = exact.abs().max(), exact != 0
         gone = (meant & (wide == 0)).float().sum() / meant.float().sum().clamp(min=1.0)
         lost = meant.any() & (left < _LOST) & (largest < 2.0**-14)
-        self._note("underflow", operation, torch.stack((lost.float(), largest, gone, left.float())))
+        self._losses.note("underflow", operation, torch.stack((lost.float(), largest, gone, left.float())))
 
     def _compare(self, operation: Operation, out: Tensor, exact: Tensor, bound: Tensor | None) -> None:
         wide = out.float()
@@ -204,61 +195,23 @@ class GradientWatch:
         smallest_normal = float(torch.finfo(out.dtype).smallest_normal)
         lost = counts & ((projection < _LOST) | (gone > _LOST)) & (largest < smallest_normal)
         row = torch.stack((lost.float(), largest, gone, projection.float()))
-        self._note("underflow", operation, row, out.dtype)
+        self._losses.note("underflow", operation, row, out.dtype)
         if out.dtype in _FLOAT8:
             return
         infinite = (~torch.isfinite(wide) & torch.isfinite(exact)).float()
-        self._note(
+        self._losses.note(
             "overflow", operation, torch.stack((infinite.max(), largest, infinite.mean(), largest * 0))
         )
-
-    def _note(
-        self, kind: str, operation: Operation, result: Tensor, dtype: torch.dtype = torch.float16
-    ) -> None:
-        spot = self._code.innermost(operation.frame)[0]
-        key = (kind, operation.name, operation.backward, spot, dtype)
-        seen = self._found.get(key)
-        if seen is None:
-            seen = self._found[key] = _Seen(kind, operation.name, operation.backward, spot, dtype)
-        seen.seen += 1
-        if result.device.type != "cpu" or bool(result[0]):
-            seen.results.append((result, self._passes))
 
     # ------------------------------------------------------------------ afterwards
 
     def evidence(self, place: Callable[[Spot | None], Place | None]) -> GradientFlow:
         """Return what was seen."""
-        losses = (_loss(seen, place, self._casts.get(seen.dtype)) for seen in self._found.values())
         return GradientFlow(
-            passes=self._passes,
+            passes=self._losses.passes,
             operations=self._operations,
-            losses=tuple(loss for loss in losses if loss is not None),
+            losses=self._losses.records(place, self._casts),
         )
-
-
-def _loss(
-    seen: _Seen, place: Callable[[Spot | None], Place | None], cast: Spot | None
-) -> GradientLoss | None:
-    rows = [(row.tolist(), number) for row, number in seen.results]
-    lost = [(row, number) for row, number in rows if row[0]]
-    if not lost:
-        return None
-    worst = max((row for row, _ in lost), key=lambda row: row[2])
-    return GradientLoss(
-        kind="underflow" if seen.kind == "underflow" else "overflow",
-        op=seen.op,
-        format=format_of(seen.dtype).name,
-        cast=place(cast),
-        backward=seen.backward,
-        place=place(seen.spot),
-        function=seen.spot.function if seen.spot is not None else "",
-        seen=seen.seen,
-        lost=len(lost),
-        passes=len({number for _, number in lost}),
-        largest=worst[1],
-        share=worst[2],
-        projection=worst[3],
-    )
 
 
 def _is_square(operation: Operation) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from torch import Tensor
@@ -11,9 +13,12 @@ from precdoctor.evidence import Place
 from precdoctor.observe.backflow import GradientWatch
 from precdoctor.observe.decays import DecayWatch
 from precdoctor.observe.frames import Spot, UserCode
+from precdoctor.observe.gradient_losses import Losses
+from precdoctor.observe.gradient_sums import GradientSums
 from precdoctor.observe.integers.watch import IntegerWatch
 from precdoctor.observe.lineage.made import Made
 from precdoctor.observe.models import Models
+from precdoctor.observe.passes import Passes
 from precdoctor.observe.predictions import PredictionWatch
 from precdoctor.observe.probe.operations import Instrument
 from precdoctor.observe.quantizers.clipping import ClippingWatch
@@ -36,7 +41,10 @@ class Instruments:
         self.randoms = RandomWatch(code)
         self.decays = DecayWatch(code)
         self.accumulations = AccumulationWatch(code, self.quantizers.lineage)
-        self.gradients = GradientWatch(code, self.accumulations.book.marks)
+        marks, losses = self.accumulations.book.marks, Losses(code)
+        self.gradients = GradientWatch(code, marks, losses)
+        self.sums = GradientSums(marks, losses)
+        self.passes = Passes()
         lineage = self.quantizers.lineage
         self.shadow = ShadowWatch(code, lambda t: lineage.made(t) is not None, thorough=thorough)
 
@@ -53,6 +61,7 @@ class Instruments:
             self.decays,
             self.accumulations,
             self.gradients,
+            self.sums,
             self.shadow,
         )
 
@@ -69,6 +78,15 @@ class Instruments:
         self.randoms.look(models)
         self.accumulations.book.look(models)
         self.shadow.look(models)
+
+    def passed(
+        self, outputs: Sequence[Any], seeds: Sequence[Any], inputs: Sequence[Any], result: Any
+    ) -> None:
+        """Take note of a backward pass that has ended: what of, and the gradients that it returned."""
+        self.passes.note(outputs, seeds)
+        with suppress(NotImplementedError):  # gradients of many directions at once lie in no memory
+            if result:
+                self.accumulations.book.marks.gradients(inputs, result)
 
     def reads_at(self, step: int) -> bool:
         """Tell whether something is to be read after ``step`` steps, while the probe sleeps."""
@@ -94,6 +112,8 @@ class Instruments:
             "uniforms": self.randoms.evidence(place),
             "decays": self.decays.evidence(place),
             "accumulations": self.accumulations.book.evidence(place),
-            "gradient_flow": self.gradients.evidence(place),
+            "gradient_flow": dataclasses.replace(
+                self.gradients.evidence(place), attempts=self.passes.evidence()
+            ),
             "exactness": self.shadow.evidence(place),
         }

@@ -52,6 +52,13 @@ def by_line(sites: Iterable[_Site]) -> list[list[_Site]]:
     return list(sorts.values())
 
 
+def told_of_gradients(evidence: Evidence) -> set[tuple[str, int] | None]:
+    """Return the lines at which gradients overflow, which is the business of PD204."""
+    flow = evidence.gradient_flow
+    losses = flow.losses if flow is not None else ()
+    return {line_of(loss.place) for loss in losses if loss.kind == "overflow" and not loss.backward} - {None}
+
+
 def line_of(place: Place | None) -> tuple[str, int] | None:
     """Return a place without the function that it is in, which is told in more than one way."""
     return (place.file, place.line) if place is not None else None

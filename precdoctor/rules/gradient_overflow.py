@@ -5,16 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import ClassVar
 
-from precdoctor.evidence import Evidence, GradientLoss, Parameter, Place
+from precdoctor.evidence import Attempts, Evidence, GradientFlow, GradientLoss, Parameter, Place
 from precdoctor.formats import FLOAT16
 from precdoctor.rules.finding import Finding, Severity, Subject
 from precdoctor.rules.prescriptions import ranked
 from precdoctor.rules.reading import MIN_STEPS, locations, parameter_subjects
 from precdoctor.rules.rule import Rule
-from precdoctor.rules.wording import at, number, several
+from precdoctor.rules.wording import at, count, number, several
 
+_IN_FLOAT32 = {
+    False: "form the norm, the sum of squares and the coefficient in float32",
+    True: "add gradients up in float32, or divide each by their number before",
+}
 #: share of the steps with a gradient in which it was zero, from which it is said to have been wiped out
 ZERO_STEPS = 0.5
+#: steps before which it is seen, from which it is more than a scale at its beginning
+MIN_STEPS_SEEN = 2
+#: attempts at a step left out, from which that is more than a scaler at its best leaves out (torch's: one in
+#: 2,000), and their share of all
+MIN_LEFT_OUT, LEFT_OUT_SHARE = 2, 0.01
+#: what is left of the losses in the attempt after, from which no scale was lowered: schemes halve it
+KEPT = 0.7
 
 
 class GradientOverflow(Rule):
@@ -24,30 +35,42 @@ class GradientOverflow(Rule):
 
     In float16 the square of a gradient above 256 is inf, and so is a sum of squares that would be 65,536. A
     clip by such a norm multiplies all gradients by max_norm / inf = 0. A gradient that overflows in the
-    backward pass makes the weights behind it inf or NaN, unless a scaler leaves the step out.
+    backward pass makes the weights behind it inf or NaN, unless a scaler leaves the step out. So does the sum
+    of the gradients of several replicas or micro-batches, each of which may be well within the range.
 
     ## Why it hurts
 
     Clipped by an infinite norm the run makes every step with a gradient of exactly zero: momentum and weight
-    decay act alone, and nothing reports an error. Without a clip the weights are gone after one step.
+    decay act alone, and nothing reports an error. Without a clip the weights are gone after one step. A
+    program that leaves such steps out without lowering a scale trains on fewer batches, the small ones.
 
     ## Criterion
 
     While operations are looked at, one on finite float16 gradients gives inf or NaN, outside of the backward
     pass: an error where gradients at the steps were exactly zero in half of the cases or more, or not finite;
-    a warning where neither shows. Or an operation of a backward pass gives inf where the same in float32 is
+    a warning where neither shows.
+
+    Of gradients that are added up or cast, and are gradients again, a warning takes more, since a loss scale
+    that falls sets it right: no scaler of torch's is enabled; and either no attempt at a step was left out
+    and it was seen before two different steps, or at least 2 attempts and 1 % of all were left out, and the
+    losses of the attempts after those (the scale in them) were not smaller than 0.7 of what they were, in the
+    median. Attempts are told apart by the number of backward passes that usually come before a step.
+
+    Or an operation of a backward pass gives inf where the same in float32 is
     finite, no scaler is enabled, and gradients at the steps were not finite: an error. Steps that a scaler
     leaves out, and batches that a program skips itself, are no illness.
 
     ## Blind spots
 
     Overflow while the operation probe sleeps shows at its results only: gradients that are not finite.
+    Gradients of `torch.func` are not known as such.
     What overflows in the forward pass is PD501 or PD503.
 
     ## Remedies
 
-    Form norms and sums of squares in float32: `g.float().pow(2).sum()`. Scale the loss with a scaler that
-    leaves steps out, and clip after it has unscaled.
+    Form norms and sums of squares in float32: `g.float().pow(2).sum()`. Add gradients up in float32, or
+    divide them by their number before and not after. Scale the loss with a scaler that leaves steps out, and
+    clip after it has unscaled.
 
     ## References
 
@@ -68,6 +91,8 @@ class GradientOverflow(Rule):
         found = []
         scaled = any(s.enabled for s in evidence.scalers)
         for loss in _first_of_each(loss for loss in flow.losses if loss.kind == "overflow"):
+            if loss.adds_or_casts and not loss.backward and _may_be_handled(evidence, flow, loss):
+                continue
             if not loss.backward:
                 found.append(cls._made_of_gradients(evidence, loss))
             elif not scaled and _not_finite(evidence):
@@ -80,9 +105,12 @@ class GradientOverflow(Rule):
         severity: Severity = "error" if zero or ill else "warning"
         text = (
             f"{loss.op.removeprefix('aten::')} of float16 gradients{at(loss.place)} is inf, {loss.lost:,} of "
-            f"{loss.seen:,} times: the largest gradient is {number(loss.largest)}, the largest float16 "
-            f"{number(FLOAT16.max)}"
+            f"{loss.seen:,} times: the largest {'sum' if 'add' in loss.op else 'gradient'} is "
+            f"{number(loss.largest)}, the largest float16 {number(FLOAT16.max)}"
         )
+        attempts = evidence.gradient_flow.attempts if evidence.gradient_flow is not None else Attempts()
+        if loss.adds_or_casts and attempts.left_out:
+            text += f". {attempts.left_out:,} of {count(attempts.made, 'step')} were left out"
         if zero:
             names = several([p.name for p in zero])
             text += f". What is divided by it is 0: {names} got gradients of exactly zero"
@@ -132,7 +160,7 @@ def _finding(
         },
         prescriptions=ranked(
             [
-                ("float32-gradients", "form the norm, the sum of squares and the coefficient in float32"),
+                ("float32-gradients", _IN_FLOAT32[loss.adds_or_casts]),
                 (
                     "loss-scaling",
                     "a GradScaler leaves steps out whose gradients are not finite, and lowers its scale",
@@ -149,6 +177,19 @@ def _first_of_each(losses: Iterable[GradientLoss]) -> list[GradientLoss]:
         where = (loss.place.file, loss.place.line) if loss.place is not None else ("", 0)
         found.setdefault((loss.backward, *where), loss)
     return list(found.values())
+
+
+def _may_be_handled(evidence: Evidence, flow: GradientFlow, loss: GradientLoss) -> bool:
+    """Tell whether gradients that are too large when they are added up or cast may be nothing but a scale."""
+    if any(s.enabled for s in evidence.scalers):
+        return True
+    if _wiped_out(evidence) or _not_finite(evidence):
+        return False
+    attempts = flow.attempts
+    if not attempts.left_out:
+        return loss.steps < MIN_STEPS_SEEN
+    often = attempts.left_out >= max(MIN_LEFT_OUT, LEFT_OUT_SHARE * attempts.made)
+    return not often or attempts.loss_ratio is None or attempts.loss_ratio < KEPT
 
 
 def _wiped_out(evidence: Evidence) -> list[Parameter]:

@@ -21,6 +21,7 @@ from precdoctor.rules.exactness import (
     overflow_in_words,
     site_locations,
     subjects,
+    told_of_gradients,
     where,
 )
 from precdoctor.rules.finding import Finding, Severity
@@ -87,7 +88,7 @@ class LowPrecisionReduction(Rule):
     def criterion(cls, evidence: Evidence) -> list[Finding]:
         """Return a finding per operation."""
         seen = exactness(evidence)
-        told = _told_of_gradients(evidence)
+        told = told_of_gradients(evidence)
         overflows = [
             s
             for s in seen.non_finite
@@ -172,10 +173,3 @@ class LowPrecisionReduction(Rule):
 def _is_usual(passes: int, seen: Exactness) -> bool:
     """Tell whether something happens in half of the passes."""
     return passes >= MIN_PASSES and passes >= NOISE_SHARE * seen.passes
-
-
-def _told_of_gradients(evidence: Evidence) -> set[tuple[str, int] | None]:
-    """Return the lines at which PD204 says that gradients overflow."""
-    flow = evidence.gradient_flow
-    losses = flow.losses if flow is not None else ()
-    return {line_of(loss.place) for loss in losses if loss.kind == "overflow" and not loss.backward} - {None}

@@ -9,12 +9,14 @@ from precdoctor.evidence.exactness import NonFinite
 from precdoctor.rules.exactness import (
     exactness,
     first_non_finite_step,
+    line_of,
     overflow_in_words,
     site_locations,
     spoils_gradients,
     spoils_loss,
     stays_non_finite,
     subjects,
+    told_of_gradients,
 )
 from precdoctor.rules.finding import Finding
 from precdoctor.rules.prescriptions import ranked
@@ -40,11 +42,11 @@ class MaskOverflow(Rule):
     ## Criterion
 
     A sum of, or a cast or product that gives, values beyond the lowest number of the format, where the same
-    in float64 is finite; a sum counts as one of masks where an argument is below half of the lowest number.
-    A note where nothing came of it; an error where NaN was made of it and the loss is not finite, where the
-    loss is finite (a mean that leaves NaN out) and its gradients are not, in at least two forward passes and
-    10 % of those seen, whether or not the step is then skipped, and where the loss stays inf or NaN and
-    nothing else was seen to make it so.
+    in float64 is finite; a sum counts as one of masks where an argument is below half of the lowest number
+    and none is a gradient (PD204). A note where nothing came of it; an error where NaN was made of it and
+    the loss is not finite, where the loss is finite (a mean that leaves NaN out) and its gradients are not,
+    in at least two forward passes and 10 % of those seen, whether or not the step is then skipped, and where
+    the loss stays inf or NaN and nothing else was seen to make it so.
 
     ## Blind spots
 
@@ -70,7 +72,9 @@ class MaskOverflow(Rule):
         """Return a finding per operation."""
         seen = exactness(evidence)
         spoilt = any(spoils_loss(s, evidence) and not s.mask for s in seen.non_finite)
-        return [cls._at(s, evidence, spoilt=spoilt) for s in seen.non_finite if s.mask]
+        told = told_of_gradients(evidence)
+        masks = [s for s in seen.non_finite if s.mask and line_of(s.place) not in told]
+        return [cls._at(site, evidence, spoilt=spoilt) for site in masks]
 
     @classmethod
     def _at(cls, site: NonFinite, evidence: Evidence, *, spoilt: bool) -> Finding:

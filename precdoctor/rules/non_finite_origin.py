@@ -13,11 +13,13 @@ from precdoctor.rules.exactness import (
     first_non_finite_step,
     foremost,
     harm,
+    line_of,
     overflow_in_words,
     site_locations,
     spoils_loss,
     stays_non_finite,
     subjects,
+    told_of_gradients,
     where,
 )
 from precdoctor.rules.finding import Finding, Subject
@@ -105,7 +107,7 @@ class NonFiniteOrigin(Rule):
     @classmethod
     def _at(cls, site: NonFinite, evidence: Evidence) -> Finding | None:
         hurts = harm(site, evidence) or _ruin(site, evidence)
-        if not hurts and site.kind == "undefined":
+        if not hurts and (site.kind == "undefined" or line_of(site.place) in told_of_gradients(evidence)):
             return None
         what = {
             "overflow": overflow_in_words(site),

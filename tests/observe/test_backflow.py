@@ -169,3 +169,122 @@ def test_what_an_optimizer_of_ones_own_does_to_gradients_is_seen(
     assert {loss.op for loss in small} == ops
     assert all(loss.lost == loss.seen and not loss.backward for loss in small)
     assert all(loss.place is not None and "norm = " in loss.place.code for loss in small)
+
+
+class Bucket:
+    """Adds the gradients of several replicas up in a format of its own, and leaves infinite ones out."""
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+        self.parameters = list(model.parameters())
+        self.flat = torch.zeros(sum(p.numel() for p in self.parameters), dtype=dtype)
+
+    def push(self, gradients: Any) -> None:
+        self.flat += torch.cat([g.reshape(-1) for g in gradients]).to(self.flat.dtype)
+
+    def finish(self, count: int) -> bool:
+        mean = self.flat.float() / count
+        for p, g in zip(self.parameters, mean.split([p.numel() for p in self.parameters]), strict=True):
+            p.grad = g.view_as(p)
+        self.flat.zero_()
+        return bool(torch.isfinite(mean).all())
+
+
+class Copies(Bucket):
+    """Casts each gradient as it copies it into its place, and adds them with one call."""
+
+    def push(self, gradients: Any) -> None:
+        flat = torch.empty_like(self.flat)
+        for place, g in zip(flat.split([g.numel() for g in gradients]), gradients, strict=True):
+            place.copy_(g.flatten())
+        torch._foreach_add_([self.flat], [flat])
+
+
+def replicas(
+    bucket: type[Bucket],
+    dtype: torch.dtype = F16,
+    *,
+    scale: float = 1.0,
+    falls: bool = False,
+    steps: int = 12,
+) -> GradientFlow:
+    """Return what is seen of the gradients of four replicas, the sums of which are large now and then."""
+    torch.manual_seed(0)
+    model = nn.Linear(8, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-9)
+    flat = bucket(model, dtype)
+    with Doctor(probe=True) as doctor:
+        for step in range(steps):
+            large = 1.0 if step in (0, 2, 3, 7) else 0.8
+            for _ in range(4):
+                loss = scale * large * 2e4 * model(torch.ones(2, 8)).sum() / 2
+                flat.push(torch.autograd.grad(loss, flat.parameters))
+            if flat.finish(4):
+                optimizer.step()
+            elif falls:
+                scale /= 2
+    found = doctor.evidence().gradient_flow
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize(("bucket", "op"), [(Bucket, "aten::add_"), (Copies, "aten::_foreach_add_")])
+def test_sums_of_gradients_that_overflow_are_seen_with_the_steps_left_out(
+    bucket: type[Bucket], op: str
+) -> None:
+    found = replicas(bucket)
+    (overflow,) = lost(found, "overflow")
+    assert (overflow.op, overflow.backward, overflow.adds_or_casts) == (op, False, True)
+    assert overflow.steps >= 2
+    assert overflow.largest == pytest.approx(8e4, rel=0.01)
+    assert overflow.place is not None
+    assert overflow.function == "push"
+    assert (found.attempts.made, found.attempts.left_out) == (12, 4)
+    assert found.attempts.loss_ratio == pytest.approx(0.8, rel=0.01)
+
+
+def test_a_scale_that_falls_shows_in_the_losses_after_a_step_that_was_left_out() -> None:
+    attempts = replicas(Bucket, scale=16.0, falls=True, steps=14).attempts
+    assert attempts.left_out > 2
+    assert attempts.loss_ratio is not None
+    assert attempts.loss_ratio < 0.7
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [(torch.float32, 1.0), (F16, 0.25)])
+def test_sums_in_the_range_are_no_overflow(dtype: torch.dtype, scale: float) -> None:
+    found = replicas(Bucket, dtype, scale=scale)
+    assert not lost(found, "overflow")
+    assert found.attempts.left_out == 0
+
+
+def test_a_cast_of_gradients_that_are_too_large_is_seen() -> None:
+    model = nn.Linear(8, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with Doctor(probe=True) as doctor:
+        for _ in range(3):
+            optimizer.zero_grad()
+            (1e5 * model(torch.ones(2, 8)).sum()).backward()
+            for p in model.parameters():
+                assert p.grad is not None
+                p.grad = torch.nan_to_num(p.grad.half()).float()
+            optimizer.step()
+    found = doctor.evidence().gradient_flow
+    assert found is not None
+    (cast,) = lost(found, "overflow")
+    assert (cast.op, cast.adds_or_casts, cast.steps) == ("aten::_to_copy", True, 3)
+
+
+def test_gradients_of_many_directions_at_once_are_no_matter() -> None:
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Doctor(probe=True) as doctor:
+        for _ in range(3):
+            out = model(torch.ones(1, 3))
+            torch.autograd.grad(out, list(model.parameters()), torch.ones(4, 1, 2), is_grads_batched=True)
+            torch.autograd.grad(
+                model(torch.ones(1, 3))[:, :1], [model.weight], torch.ones(4, 1, 1), is_grads_batched=True
+            )
+            torch.func.vmap(torch.func.grad(lambda w: (w**2).sum()))(torch.ones(4, 2))
+            optimizer.zero_grad()
+            model(torch.ones(3)).sum().backward()
+            optimizer.step()
+    assert doctor.evidence().run.limits == ()

@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import pytest
+
 from precdoctor.evidence import (
+    Attempts,
     Binades,
     Evidence,
     Gradient,
@@ -28,8 +31,8 @@ def loss(**changes: Any) -> GradientLoss:
 
 def run(*losses: GradientLoss, gradient: Gradient | None = None, **changes: Any) -> Evidence:
     parameter = build.parameter() if gradient is None else build.parameter(gradient=gradient)
-    evidence = build.evidence(parameter, **changes)
-    return dataclasses.replace(evidence, gradient_flow=GradientFlow(passes=9, operations=90, losses=losses))
+    flow = GradientFlow(passes=9, operations=90, losses=losses, attempts=changes.pop("attempts", Attempts()))
+    return dataclasses.replace(build.evidence(parameter, **changes), gradient_flow=flow)
 
 
 def not_finite() -> Gradient:
@@ -55,6 +58,43 @@ def test_in_the_backward_pass_a_scaler_leaves_such_steps_out() -> None:
     scaled = run(backward, gradient=not_finite(), scalers=(Scaler(enabled=True, scale=1024.0),))
     assert GradientOverflow.criterion(scaled) == []
     assert GradientOverflow.criterion(run(backward)) == []
+
+
+def summed(**changes: Any) -> GradientLoss:
+    return loss(**{"op": "aten::add_", "adds_or_casts": True, "largest": 73005.0, "steps": 1, **changes})
+
+
+def test_a_sum_of_gradients_that_keeps_steps_from_being_made_is_ill() -> None:
+    attempts = Attempts(made=20, left_out=5, loss_ratio=0.98)
+    (finding,) = GradientOverflow.criterion(run(summed(), attempts=attempts))
+    assert finding.severity == "warning"
+    assert "5 of 20 steps were left out" in finding.message
+
+
+@pytest.mark.parametrize(
+    "attempts",
+    [
+        Attempts(made=20, left_out=5, loss_ratio=0.5),  # a scale of the program's own that is halved
+        Attempts(made=20, left_out=5, loss_ratio=None),
+        Attempts(made=2000, left_out=3, loss_ratio=1.0),
+        Attempts(made=20, left_out=0),
+    ],
+)
+def test_a_sum_of_gradients_that_a_scale_sets_right_is_healthy(attempts: Attempts) -> None:
+    assert not GradientOverflow.criterion(run(summed(), attempts=attempts))
+
+
+def test_a_scaler_of_torchs_sets_a_sum_right_and_a_norm_not() -> None:
+    scaler = Scaler(enabled=True, scale=1024.0)
+    attempts = Attempts(made=20, left_out=5, loss_ratio=0.98)
+    assert not GradientOverflow.criterion(run(summed(), attempts=attempts, scalers=(scaler,)))
+    assert GradientOverflow.criterion(run(loss(), attempts=attempts, scalers=(scaler,)))
+
+
+def test_a_sum_of_gradients_that_overflows_before_several_steps_is_ill() -> None:
+    assert GradientOverflow.criterion(run(summed(steps=2), attempts=Attempts(made=20)))
+    (grave,) = GradientOverflow.criterion(run(summed(), gradient=not_finite()))
+    assert grave.severity == "error"
 
 
 def test_one_line_is_one_finding() -> None:

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
 
+from precdoctor.evidence import GradientFlow, GradientLoss
 from precdoctor.rules.mask_overflow import MaskOverflow
+from precdoctor.rules.non_finite_origin import NonFiniteOrigin
 from tests.rules.exact import LATER, non_finite, run
 
 NAN = (1.0, 1.0, math.nan, math.nan, math.nan)
@@ -44,3 +47,13 @@ def test_a_mask_is_not_to_blame_where_something_else_is() -> None:
 
 def test_other_overflows_are_no_masks() -> None:
     assert not MaskOverflow.criterion(run(non_finite=(non_finite(),)))
+
+
+def test_what_overflows_of_gradients_is_told_by_another_rule() -> None:
+    for mask in (True, False):
+        evidence = run(non_finite=(non_finite(mask=mask, operation="add", reduction=False),))
+        place = evidence.exactness.non_finite[0].place if evidence.exactness is not None else None
+        loss = GradientLoss(kind="overflow", op="aten::add_", backward=False, place=place)
+        told = dataclasses.replace(evidence, gradient_flow=GradientFlow(losses=(loss,)))
+        assert any(rule.criterion(evidence) for rule in (MaskOverflow, NonFiniteOrigin))
+        assert not any(rule.criterion(told) for rule in (MaskOverflow, NonFiniteOrigin))

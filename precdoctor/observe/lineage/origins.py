@@ -4,7 +4,9 @@ them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -130,6 +132,13 @@ class Marks:
                 self._owners[key] = root
                 if key not in self._gradients or self._gradients[key].gone:
                     self._gradients[key] = Memory(gradient)
+
+    def gradients(self, inputs: Sequence[Any], gradients: Sequence[Tensor | None]) -> None:
+        """Take note of the gradients of some tensors that a backward pass returned: those of parameters."""
+        for tensor, gradient in zip(inputs, gradients, strict=False):
+            is_parameter = isinstance(tensor, Tensor) and tensor.is_leaf and tensor.requires_grad
+            if is_parameter and gradient is not None and is_plain(gradient) and not gradient.requires_grad:
+                self._gradients[storage_key(gradient)] = Memory(gradient)
 
     def owner(self, key: int) -> Root | None:
         """Return the parameter whose gradient lies in a memory, as of the last backward pass."""

@@ -84,6 +84,11 @@ def is_capturing() -> bool:
     return initialized and torch.cuda.is_current_stream_capturing()
 
 
+def is_transformed() -> bool:
+    """Tell whether tensors stand for others now: inside ``torch.func``'s ``vmap`` or ``grad``."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
 def tensors_in(values: Sequence[Any]) -> Iterator[Tensor]:
     """Yield the tensors among values, and those in lists and tuples among them."""
     for value in values:

@@ -20,7 +20,13 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from precdoctor.observe.probe.operations import Instrument, Operation, Persistent, is_capturing
+from precdoctor.observe.probe.operations import (
+    Instrument,
+    Operation,
+    Persistent,
+    is_capturing,
+    is_transformed,
+)
 from precdoctor.observe.probe.scopes import Scopes
 
 #: optimizer steps at whose beginning the probe is awake for the first time, and those at which it wakes again
@@ -70,7 +76,9 @@ class OperationProbe:
         self._at, self._always = at, always
         #: told of each frame that is about to enter inference mode
         self.on_inference: Callable[[FrameType], None] = lambda _: None
-        self._scopes = Scopes(self._settle, lambda frame: self.on_inference(frame))
+        #: told of each backward pass of the thread that trains: what of, seeds, inputs, and what it returned
+        self.on_backward: Callable[[Any, Any, Any, Any], object] = lambda *_: None
+        self._scopes = Scopes(self._settle, lambda frame: self.on_inference(frame), self._passed)
         #: the mode of each thread that entered one
         self._local = _Entered()
         #: the thread whose operations are looked at: that which trains, or attached
@@ -171,6 +179,12 @@ class OperationProbe:
         self._operations, self._woken = 0, True
         if not self._in_step and not self._overspent():
             self._wake()
+
+    def _passed(self, args: tuple[Any, ...], result: Any) -> None:
+        if self._ended or self._in_step or self._paused or not self._at_home or is_transformed():
+            return
+        if len(args) > 4:
+            self.on_backward(args[0], args[1], args[4], result)
 
     def reaches(self, place: Hashable) -> None:
         """Take note that code at a place is about to run; it wakes if that was seen in too few steps."""

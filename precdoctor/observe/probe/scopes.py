@@ -25,13 +25,17 @@ class _Depth(threading.local):
 class Scopes:
     """Knows whether a thread is inside such a scope; calls ``on_end`` when the outermost one has ended.
 
-    ``on_begin`` is called before inference mode begins, with the frame that enters it.
+    ``on_begin`` is called before inference mode begins, with the frame that enters it; ``on_backward``
+    after a backward pass that is inside no other, with its arguments and what it returned.
     """
 
     def __init__(
-        self, on_end: Callable[[], None], on_begin: Callable[[FrameType], None] = lambda _: None
+        self,
+        on_end: Callable[[], None],
+        on_begin: Callable[[FrameType], None] = lambda _: None,
+        on_backward: Callable[[tuple[Any, ...], Any], None] = lambda *_: None,
     ) -> None:
-        self._on_end, self._on_begin = on_end, on_begin
+        self._on_end, self._on_begin, self._on_backward = on_end, on_begin, on_backward
         self._depth = _Depth()
         self._patches = Patches()
 
@@ -70,11 +74,15 @@ class Scopes:
 
     def _around_engine(self, original: Any) -> Any:
         def run(*args: Any, **kwargs: Any) -> Any:
+            outermost = not self.inside
             self._depth.value += 1
             try:
-                return original(*args, **kwargs)
+                result = original(*args, **kwargs)
             finally:
                 self._ended()
+            if outermost:
+                self._on_backward(args, result)
+            return result
 
         return run
 
