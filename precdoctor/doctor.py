@@ -87,9 +87,7 @@ class Doctor:
         self._provenance, self._on_step = provenance, on_step
         code = provenance.code if provenance is not None else UserCode()
         self._instruments = Instruments(code, thorough=shadow)
-        self._calls = Calls(
-            code, lambda: self._monitor, self._is_looking, self._instruments.cast_of, self._rouse
-        )
+        self._calls = Calls(code, lambda: self._monitor, self._is_looking, self._instruments, self._rouse)
         looking = (*self._instruments.all, *self._calls.instruments)
         self._probe = OperationProbe(looking, at=look_at, always=shadow) if probe or shadow else None
         self._monitor = StepMonitor(

@@ -61,6 +61,9 @@ class NonFinite(Site):
     loss_passes: int = 0
     #: passes of a finite loss in which its NaN got into gradients that were kept
     gradient_passes: int = 0
+    #: lines that saved such values in a checkpoint, and that loaded them into a module
+    saved_at: Place | None = None
+    loaded_at: Place | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

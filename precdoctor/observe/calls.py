@@ -8,12 +8,13 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from precdoctor.evidence import Place
 from precdoctor.observe.autocast import RegionWatch
 from precdoctor.observe.checkpoints import CheckpointWatch
 from precdoctor.observe.frames import Spot, UserCode
+from precdoctor.observe.instruments import Instruments
 from precdoctor.observe.metrics import MetricWatch
 from precdoctor.observe.models import Models
 from precdoctor.observe.probe.operations import Instrument
@@ -24,8 +25,8 @@ from precdoctor.observe.steps.monitor import StepMonitor
 class Calls:
     """The watches of calls.
 
-    ``monitor`` returns the step monitor, ``cast_of`` the line that cast a tensor; ``looking`` tells whether
-    operations are looked at now, ``on_event`` is told what makes them worth looking at.
+    ``monitor`` returns the step monitor; ``looking`` tells whether operations are looked at now, ``on_event``
+    is told what makes them worth looking at. ``looked`` are the instruments that look at them.
     """
 
     def __init__(
@@ -33,7 +34,7 @@ class Calls:
         code: UserCode,
         monitor: Callable[[], StepMonitor],
         looking: Callable[[], bool],
-        cast_of: Callable[[Tensor], Spot | None],
+        looked: Instruments,
         on_event: Callable[[str], None],
     ) -> None:
         def quietly(act: Callable[[], None]) -> bool:
@@ -49,7 +50,9 @@ class Calls:
             quietly,
             lambda: monitor().optimizers,
             lambda: monitor().formats,
-            cast_of,
+            looked.cast_of,
+            looked.shadow.saved,
+            looked.shadow.loaded,
             on_state=lambda: on_event("a checkpoint"),
         )
 

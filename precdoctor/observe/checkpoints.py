@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Literal
@@ -29,6 +29,8 @@ _SAMPLE, _TENSORS, _LEVELS = 4096, 100_000, 8
 _SITES, _SAVES = 64, 16
 _LOW = (torch.float16, torch.bfloat16)
 _FULL = (torch.float32, torch.float64)
+#: told of named tensors, and the line that saves or loads them
+Told = Callable[[Iterable[tuple[str, Tensor]], Spot | None], None]
 
 
 @dataclass(slots=True, eq=False)
@@ -57,7 +59,8 @@ class CheckpointWatch:
     """Watches what is saved and loaded.
 
     ``optimizers`` returns those that have made a step, ``formats`` the first formats of their parameters,
-    ``cast_of`` the line that cast a tensor. ``on_state`` is called before a module's state is taken or set.
+    ``cast_of`` the line that cast a tensor. ``on_saved`` and ``on_loaded`` are told of the tensors in what is
+    saved and in a module's state that is set, ``on_state`` before such a state is taken or set.
     """
 
     def __init__(
@@ -67,9 +70,12 @@ class CheckpointWatch:
         optimizers: Callable[[], list[torch.optim.Optimizer]],
         formats: Callable[[], dict[int, torch.dtype]],
         cast_of: Callable[[Tensor], Spot | None],
+        on_saved: Told,
+        on_loaded: Told,
         on_state: Callable[[], None] = lambda: None,
     ) -> None:
         self._code, self._quietly, self._on_state = code, quietly, on_state
+        self._on_saved, self._on_loaded = on_saved, on_loaded
         self._optimizers, self._formats, self._cast_of = optimizers, formats, cast_of
         self._states = SavedStates(cast_of)
         self._patches = Patches()
@@ -157,6 +163,7 @@ class CheckpointWatch:
             self._step = self._steps
         self._states.saved(saved, self._optimizers(), spot, self._steps)
         tensors, holds_state = _contents(saved)
+        self._on_saved(tensors, spot)
         self._state |= holds_state
         formats = self._formats()
         trained = _by_shape(self._optimizers(), formats)
@@ -219,19 +226,21 @@ class CheckpointWatch:
     def _load(self, module: nn.Module, state: Any, frame: FrameType) -> None:
         if not isinstance(state, Mapping):
             return
+        low = {name: v for name, v in state.items() if isinstance(v, Tensor) and v.dtype in _LOW}
+        if not low:
+            return
+        spot = self._code.innermost(frame)[0]
+        self._on_loaded(low.items(), spot)
         own = dict(module.named_parameters(remove_duplicate=False))
         found = [
             (name, parameter)
-            for name, value in state.items()
-            if isinstance(value, Tensor)
-            and value.dtype in _LOW
-            and (parameter := own.get(name)) is not None
+            for name in low
+            if (parameter := own.get(name)) is not None
             and parameter.dtype in _FULL
             and parameter.requires_grad
         ]
         if not found:
             return
-        spot = self._code.innermost(frame)[0]
         known = self._sites.get(("loaded", spot))
         if known is None:
             known = self._new("loaded", found[0][1].dtype, state[found[0][0]].dtype, spot)

@@ -164,11 +164,11 @@ def subjects(sites: Sequence[Site]) -> tuple[Subject, ...]:
     )
 
 
-def site_locations(sites: Sequence[Site]) -> tuple[Location, ...]:
+def site_locations(sites: Sequence[Site], *more: Place | None) -> tuple[Location, ...]:
     """Return the lines that bring the error in (causes), and where it grows and gets to (sites)."""
     causes = [place for site in sites for place in (site.cause, *site.births)]
     found = [place for site in sites for place in (site.place, site.reached_at)]
-    return locations(causes if any(causes) else [s.place for s in sites], found)
+    return locations(causes if any(causes) else [s.place for s in sites], [*found, *more])
 
 
 def where(site: Site) -> str:

@@ -22,7 +22,7 @@ from precdoctor.rules.exactness import (
     told_of_gradients,
     where,
 )
-from precdoctor.rules.finding import Finding, Subject
+from precdoctor.rules.finding import Finding, Severity, Subject
 from precdoctor.rules.gradient_overflow import GradientOverflow
 from precdoctor.rules.prescriptions import ranked
 from precdoctor.rules.reading import locations
@@ -32,6 +32,8 @@ from precdoctor.rules.wording import at, count, number, percent, several
 
 #: what torch says of values that are not finite, in an error
 _NOT_FINITE = re.compile(r"\b(nan|inf|infinity|infinite)\b", re.IGNORECASE)
+#: what changes the format and nothing else
+_CASTS = ("_to_copy", "copy")
 
 
 class NonFiniteOrigin(Rule):
@@ -61,6 +63,9 @@ class NonFiniteOrigin(Rule):
     not finite, or weights are not finite at the end and nothing else explains it. What is masked out later
     (`where`, `nan_to_num`) and does not come back as a gradient, and batches that the loop skips before
     `backward`, are none. Sums and squares are reported as PD503, masks as PD504.
+
+    An error, too, where a cast makes inf of finite weights, statistics or other state that is then loaded
+    into a module (`load_state_dict`), a warning where it is saved (`torch.save`) and not seen to be loaded.
 
     An error, too, where the loss is finite and an operation of the backward pass makes inf or NaN of finite
     gradients, with which an optimizer takes a step: the derivative of a root, a norm, a quotient or a
@@ -106,7 +111,11 @@ class NonFiniteOrigin(Rule):
 
     @classmethod
     def _at(cls, site: NonFinite, evidence: Evidence) -> Finding | None:
-        hurts = harm(site, evidence) or _ruin(site, evidence)
+        severity: Severity = "error"
+        hurts = harm(site, evidence) or _loaded(site) or _ruin(site, evidence)
+        if not hurts:
+            hurts = _saved(site)
+            severity = "warning" if hurts else "note"
         if not hurts and (site.kind == "undefined" or line_of(site.place) in told_of_gradients(evidence)):
             return None
         what = {
@@ -119,10 +128,10 @@ class NonFiniteOrigin(Rule):
         return Finding(
             rule=cls.id,
             name=cls.name,
-            severity="error" if hurts else "note",
+            severity=severity,
             subjects=subjects([site]),
             message=f"{what}; {hurts or 'nothing that matters was seen to come of it'}.",
-            locations=site_locations([site]),
+            locations=site_locations([site], site.saved_at, site.loaded_at),
             measured={
                 "passes": site.passes,
                 "first_step": site.first_step,
@@ -192,6 +201,20 @@ class NonFiniteOrigin(Rule):
                 [("look-earlier", f"look at what leads to that step: precdoctor scan --look-at {step}")]
             ),
         )
+
+
+def _saved(site: NonFinite) -> str:
+    """Return in words that what a cast has made infinite is kept in a checkpoint; empty where it is not."""
+    cast = site.kind == "overflow" and site.operation in _CASTS
+    return f"it is saved{at(site.saved_at)}" if cast and site.saved_at is not None else ""
+
+
+def _loaded(site: NonFinite) -> str:
+    """Return in words that what a cast has made infinite is loaded into a module; empty where it is not."""
+    if site.kind != "overflow" or site.operation not in _CASTS or site.loaded_at is None:
+        return ""
+    loaded = f"it is loaded into a module{at(site.loaded_at)}"
+    return f"{_saved(site)}, and {loaded}" if site.saved_at is not None else loaded
 
 
 def _ruin(site: NonFinite, evidence: Evidence) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from precdoctor.doctor import Doctor
 from precdoctor.evidence import Evidence, Snapshot
+from precdoctor.rules.non_finite_origin import NonFiniteOrigin
 from precdoctor.rules.truncated_checkpoint import TruncatedCheckpoint
 
 Save = Callable[[nn.Module, torch.optim.Optimizer], None]
@@ -130,6 +131,42 @@ def test_the_file_is_the_same() -> None:
     with Doctor(every=1):
         torch.save(low(model), files[1])
     assert files[0].getvalue() == files[1].getvalue()
+
+
+def of_running_variance(act: Callable[[nn.Module], Any], variance: Tensor) -> list[str]:
+    """Return the severities of what PD501 says of a model whose statistics are saved or loaded."""
+    model = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 2))
+    model[0].running_var = variance.clone()
+    with Doctor(every=1, probe=True) as doctor:
+        act(model)
+    return [f.severity for f in NonFiniteOrigin.criterion(doctor.evidence())]
+
+
+def half(model: nn.Module) -> dict[str, Tensor]:
+    return {n: v.half() if v.is_floating_point() else v for n, v in model.state_dict().items()}
+
+
+BEYOND = torch.tensor([1.0, 9e4, 6e6, 0.01])
+
+
+@pytest.mark.parametrize(
+    ("act", "variance", "expected"),
+    [
+        (lambda m: through(half(m)), BEYOND, ["warning"]),
+        (lambda m: copy.deepcopy(m).load_state_dict(through(half(m))), BEYOND, ["error"]),
+        (lambda m: m.load_state_dict(half(m)), BEYOND, ["error"]),
+        (lambda m: through({"ema": [m.half().state_dict()]}), BEYOND, ["warning"]),
+        (lambda m: half(m), BEYOND, ["note"]),
+        (lambda m: m.load_state_dict(through(half(m))), BEYOND / 100, []),
+        (lambda m: m.load_state_dict(through(low(m))), BEYOND, []),
+        (lambda m: m.load_state_dict(through(half(m))), torch.tensor([1.0, torch.inf, 2.0, 3.0]), []),
+        (lambda m: m.load_state_dict(through(half(m))), torch.tensor([0.0, -1e9, -1e9, 0.0]), []),  # a mask
+    ],
+)
+def test_finite_values_that_are_infinite_in_a_checkpoint(
+    act: Callable[[nn.Module], Any], variance: Tensor, expected: list[str]
+) -> None:
+    assert of_running_variance(act, variance) == expected
 
 
 def slim(optimizer: torch.optim.Optimizer, dtype: torch.dtype) -> dict[str, Any]:

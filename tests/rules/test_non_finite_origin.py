@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from precdoctor.evidence import NonFinite, NonFiniteGradient
+from precdoctor.evidence import NonFinite, NonFiniteGradient, Place
 from precdoctor.rules.finding import Finding
 from precdoctor.rules.non_finite_origin import NonFiniteOrigin
 from tests.rules.build import parameter, weight
@@ -55,6 +55,25 @@ def test_wrong_finite_numbers_count_where_they_get_to_a_layer(passes: int, sever
     site = non_finite(operation="exp", reduction=False, reached=(("layer", passes),), reached_error=1.0)
     (finding,) = judged(site)
     assert finding.severity == severity
+
+
+@pytest.mark.parametrize(
+    ("operation", "changes", "severity"),
+    [
+        ("_to_copy", {"saved_at": LATER}, "warning"),
+        ("copy", {"loaded_at": LATER}, "error"),
+        ("_to_copy", {"saved_at": AT, "loaded_at": LATER}, "error"),
+        ("exp", {"saved_at": LATER}, "note"),  # a perplexity among what is logged
+        ("_to_copy", {}, "note"),
+    ],
+)
+def test_what_a_cast_makes_infinite_counts_in_a_checkpoint(
+    operation: str, changes: dict[str, Place], severity: str
+) -> None:
+    (finding,) = judged(non_finite(operation=operation, reduction=False, **changes))
+    assert finding.severity == severity
+    assert finding.locations[0].place == AT
+    assert ("module at train.py:20" in finding.message) == (severity == "error")
 
 
 def test_sums_and_masks_are_the_business_of_other_rules() -> None:

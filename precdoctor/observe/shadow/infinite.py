@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -30,6 +30,8 @@ class InfinityWatch:
         self.sites: dict[tuple[Spot | None, str, str], NonFiniteSite] = {}
         #: storages that hold inf or NaN, and where those come from; None: given, or put there on purpose
         self._held: dict[int, tuple[Memory, NonFiniteSite | None]] = {}
+        #: where the inf or NaN of what was saved comes from, by name and shape
+        self._saved: dict[tuple[str, torch.Size], NonFiniteSite] = {}
 
     def site(self, tensor: Tensor) -> NonFiniteSite | None:
         """Return where the inf or NaN comes from that a tensor's storage was seen to hold."""
@@ -40,6 +42,21 @@ class InfinityWatch:
         """Let a storage count as finite: it was written over."""
         if self._held:
             self._held.pop(storage_key(tensor), None)
+
+    def saved(self, named: Iterable[tuple[str, Tensor]], spot: Spot | None) -> None:
+        """Take note of tensors that a line saves."""
+        for name, tensor in named:
+            site = self.site(tensor)
+            if site is not None and not is_finite(tensor):
+                site.saved_at = site.saved_at or spot
+                self._saved[name, tensor.shape] = site
+
+    def loaded(self, named: Iterable[tuple[str, Tensor]], spot: Spot | None) -> None:
+        """Take note of tensors that a line loads into a module, as they are or as they come from a file."""
+        for name, tensor in named:
+            site = self.site(tensor) or self._saved.get((name, tensor.shape))
+            if site is not None and not is_finite(tensor):
+                site.loaded_at = site.loaded_at or spot
 
     def sweep(self) -> None:
         """Forget memory that is gone."""

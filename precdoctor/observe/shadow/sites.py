@@ -125,6 +125,8 @@ class NonFiniteSite(Site):
     read_passes: set[int] = field(default_factory=set)
     loss_passes: set[int] = field(default_factory=set)
     gradient_passes: set[int] = field(default_factory=set)
+    saved_at: Spot | None = None
+    loaded_at: Spot | None = None
 
     def record(self, place: Placing) -> NonFinite:
         """Return what was seen."""
@@ -140,6 +142,8 @@ class NonFiniteSite(Site):
             read_passes=len(self.read_passes),
             loss_passes=len(self.loss_passes),
             gradient_passes=len(self.gradient_passes),
+            saved_at=place(self.saved_at),
+            loaded_at=place(self.loaded_at),
         )
 
 

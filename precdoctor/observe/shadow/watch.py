@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import FrameType
 from typing import Any
 
@@ -145,6 +145,14 @@ class ShadowWatch:
             if not size < _CONVERGED * self._largest_loss:
                 self._arrive("loss", [loss], None)
         self._number += 1
+
+    def saved(self, named: Iterable[tuple[str, Tensor]], spot: Spot | None) -> None:
+        """Take note of tensors that a line saves in a checkpoint."""
+        self._infinite.saved(named, spot)
+
+    def loaded(self, named: Iterable[tuple[str, Tensor]], spot: Spot | None) -> None:
+        """Take note of tensors that a line loads into a module."""
+        self._infinite.loaded(named, spot)
 
     # ------------------------------------------------------------------ one operation
 
