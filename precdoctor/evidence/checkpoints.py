@@ -12,8 +12,9 @@ from precdoctor.evidence.place import Place
 class Snapshot:
     """What lost digits on the way to, or from, a checkpoint; by the line that did it."""
 
-    #: trained weights, or the state of an optimizer, of one key
-    kind: Literal["saved", "loaded", "state", "loaded state"]
+    #: trained weights, or the state of an optimizer, of one key; "rounded": weights loaded again and
+    #: again with their own values, rounded, that had moved in between
+    kind: Literal["saved", "loaded", "state", "loaded state", "rounded"]
     #: format of the weights, and that in the checkpoint
     trained: str
     format: str
@@ -33,7 +34,16 @@ class Snapshot:
     with_full: bool = False
     #: the line that loaded them into weights which this process then trained on
     loaded_back: Place | None = None
+    #: of rounded weights: the line that saved them, and loads of something else in between
+    saved: Place | None = None
+    others: int = 0
     #: of the elements looked at: share that rounding changed (of a state: made 0 or inf, of those not
-    #: 0), and its size (rms) relative to the weights
+    #: 0; of rounded weights: that had moved and were put back), and its size (rms) relative to the weights
+    #: (of rounded weights: of all movement that was lost)
     changed_share: float = 0.0
     relative_error: float = 0.0
+    #: of rounded weights: EDQ of what they moved in a few rounds together, in the median; and the share of
+    #: what rounding cut off that was there again the next time (upper end of its 95 % interval): 1 where a
+    #: finer copy is kept, None where that can't be told
+    edq: float | None = None
+    regained: float | None = None

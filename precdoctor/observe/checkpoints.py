@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from precdoctor.evidence import Place, Snapshot
 from precdoctor.observe.frames import Spot, UserCode
 from precdoctor.observe.patches import Patches
+from precdoctor.observe.round_trips import Held, RoundTrips
 from precdoctor.observe.saved_states import SavedStates
 from precdoctor.observe.scaling.scaled import parameters_of
 from precdoctor.observe.watch import Watch, is_plain
@@ -77,7 +78,7 @@ class CheckpointWatch:
         self._code, self._quietly, self._on_state = code, quietly, on_state
         self._on_saved, self._on_loaded = on_saved, on_loaded
         self._optimizers, self._formats, self._cast_of = optimizers, formats, cast_of
-        self._states = SavedStates(cast_of)
+        self._states, self._trips = SavedStates(cast_of), RoundTrips(cast_of)
         self._patches = Patches()
         self._sites: dict[tuple[str, Spot | None], _Snapshot] = {}
         #: saved at the same step: parameters in full, and whether optimizer state was
@@ -131,9 +132,22 @@ class CheckpointWatch:
     def _around_module(self, original: Any) -> Any:
         def wrapper(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             self._on_state()
-            result = original(module, *args, **kwargs)
             frame, state = sys._getframe(1), kwargs.get("state_dict", args[0] if args else None)
-            self._quietly(lambda: self._load(module, state, frame))
+            held: Held | None = None
+
+            def before() -> None:
+                nonlocal held
+                held = self._trips.before(module, state)
+
+            def after() -> None:
+                spot = self._code.innermost(frame)[0]
+                if held is not None:
+                    self._trips.loaded(held, module, state, spot, self._steps)
+                self._load(module, state, spot)
+
+            self._quietly(before)
+            result = original(module, *args, **kwargs)
+            self._quietly(after)
             return result
 
         return wrapper
@@ -153,6 +167,9 @@ class CheckpointWatch:
 
     def _save(self, saved: Any, frame: FrameType) -> None:
         spot = self._code.innermost(frame)[0]
+        tensors, holds_state = _contents(saved)
+        self._on_saved(tensors, spot)
+        self._trips.saved(tensors, spot)
         known = self._sites.get(("saved", spot))
         if known is not None and known.times >= _SAVES:
             known.times += 1
@@ -162,8 +179,6 @@ class CheckpointWatch:
             self._close()
             self._step = self._steps
         self._states.saved(saved, self._optimizers(), spot, self._steps)
-        tensors, holds_state = _contents(saved)
-        self._on_saved(tensors, spot)
         self._state |= holds_state
         formats = self._formats()
         trained = _by_shape(self._optimizers(), formats)
@@ -223,13 +238,12 @@ class CheckpointWatch:
 
     # ------------------------------------------------------------------ loading
 
-    def _load(self, module: nn.Module, state: Any, frame: FrameType) -> None:
+    def _load(self, module: nn.Module, state: Any, spot: Spot | None) -> None:
         if not isinstance(state, Mapping):
             return
         low = {name: v for name, v in state.items() if isinstance(v, Tensor) and v.dtype in _LOW}
         if not low:
             return
-        spot = self._code.innermost(frame)[0]
         self._on_loaded(low.items(), spot)
         own = dict(module.named_parameters(remove_duplicate=False))
         found = [
@@ -309,7 +323,7 @@ class CheckpointWatch:
             )
             for known in self._sites.values()
         )
-        return (*weights, *self._states.evidence(place))
+        return (*weights, *self._states.evidence(place), *self._trips.evidence(place))
 
 
 def _contents(saved: Any) -> tuple[list[tuple[str, Tensor]], bool]:

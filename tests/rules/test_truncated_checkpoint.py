@@ -68,6 +68,47 @@ def test_what_was_seen_to_be_saved_is_told_once() -> None:
     assert len(judged(saved, snapshot(kind="loaded", place=LOADED, with_optimizer=True))) == 1
 
 
+def rounded(**changes: Any) -> Snapshot:
+    values = {"times": 20, "changed_share": 0.9, "relative_error": 0.05, "edq": 0.1, "regained": 0.01}
+    return snapshot(**{"kind": "rounded", "place": LOADED, **values, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "severity"),
+    [
+        ({}, "error"),
+        ({"edq": 0.8}, "warning"),
+        ({"edq": 0.95}, None),
+        ({"times": 3}, "error"),
+        ({"times": 2}, None),
+        ({"others": 5}, "error"),
+        ({"others": 6}, None),
+        ({"regained": 0.98}, None),
+        ({"regained": None}, None),
+        ({"relative_error": 0.0038}, None),  # what one rounding to bfloat16 may cost
+        ({"relative_error": 0.0038, "format": "float16"}, "error"),
+    ],
+)
+def test_weights_that_go_on_from_their_rounded_values_again_and_again(
+    changes: dict[str, Any], severity: str | None
+) -> None:
+    found = judged(rounded(**changes))
+    assert [f.severity for f in found] == [severity][: severity is not None]
+    for finding in found:
+        assert [(x.place, x.role) for x in finding.locations] == [(CAST, "cause"), (LOADED, "site")]
+
+
+def test_the_save_is_the_cause_where_no_cast_was_seen() -> None:
+    (finding,) = judged(rounded(cast=None, saved=SAVED))
+    assert [(x.place, x.role) for x in finding.locations] == [(SAVED, "cause"), (LOADED, "site")]
+    assert f"by way of a file at {SAVED.file}:{SAVED.line}" in finding.message
+
+
+def test_what_is_saved_beside_an_optimizer_and_loaded_at_that_line_is_told_once() -> None:
+    (finding,) = judged(snapshot(with_optimizer=True, loaded_back=LOADED), rounded())
+    assert "optimizer's state" in finding.message
+
+
 def in_files(*tensors: Tensor, **changes: Any) -> list[Finding]:
     return TruncatedCheckpoint.criterion(checkpoints.evidence(*tensors, **changes))
 
