@@ -14,8 +14,8 @@ class CoarseUniform:
 
     format: str
     #: "tail": a function that goes to infinity where the numbers go to 0 or 1, such as log; "probability":
-    #: they were compared with one
-    use: Literal["tail", "probability"]
+    #: they were compared with one; "entry": they chose from a table by a cumulated distribution
+    use: Literal["tail", "probability", "entry"]
     #: the lines that drew and used them, and the operation, such as "log"
     place: Place | None = None
     used_at: Place | None = None
@@ -32,6 +32,9 @@ class CoarseUniform:
     #: largest magnitude of the result
     largest: float = 0.0
     #: how many were expected nearer than the nearest one; of the rarer outcome of a comparison: how often it
-    #: was meant to come, and how often it came
+    #: was meant to come, and how often it came; of entries that no number of the format chooses: the same
     expected: float = 0.0
     observed: float = 0.0
+    #: entries with a probability, and those of them that no number of the format chooses
+    entries: int = 0
+    unreached: int = 0

@@ -2,7 +2,8 @@
 
 Such numbers are coarse near 1, where the distance between neighbours is 2**-8 or 2**-11 and not 2**-24. A
 function that is singular there (a logarithm of 1 - u, or of -log u) never sees its tail; a comparison with a
-probability near 1 comes out as another probability. Numbers near 0 can be as fine as in float32, which
+probability near 1 comes out as another probability; entries of a table that lie between two of them are never
+chosen. Numbers near 0 can be as fine as in float32, which
 depends on the device, so each use is measured on the numbers that the run has drawn.
 """
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from precdoctor.evidence import CoarseUniform, Place
+from precdoctor.observe.entries import Choice, Choices
 from precdoctor.observe.frames import Spot, UserCode
 from precdoctor.observe.lineage.made import Memory, storage_key
 from precdoctor.observe.models import Models
@@ -59,8 +61,13 @@ _SINGULAR: dict[str, Callable[[Tensor], Tensor]] = {
 }
 #: of these the numbers lie on one side of where it is singular, or between two such places
 _INSIDE = frozenset(("log1p", "erfinv", "atanh", "logit", "special_ndtri"))
+#: operations after which they are still evenly spread
+_EVEN = _MOVED | _named("add sub rsub neg mul div")
 _TAILS = {f"aten::{name}{suffix}": name for name in _SINGULAR for suffix in ("", "_")}
 _COMPARED = {f"aten::{name}{suffix}": name for name in ("lt", "le", "gt", "ge") for suffix in ("", "_")}
+
+
+_Use = Literal["tail", "probability", "entry"]
 
 
 @dataclass(slots=True, eq=False)
@@ -74,8 +81,9 @@ class _Drawn:
     #: where they lie, had they been drawn and computed exactly
     low: float
     high: float
-    #: as they were drawn, between 0 and 1
+    #: as they were drawn, between 0 and 1; evenly spread between ``low`` and ``high``
     plain: bool
+    even: bool
     #: singular functions that they went through
     depth: int = 0
 
@@ -86,7 +94,7 @@ class _Site:
 
     drawn_at: Spot | None
     used_at: Spot | None
-    use: Literal["tail", "probability"]
+    use: _Use
     operation: str
     format: str
     module: weakref.ref[nn.Module] | None = None
@@ -102,6 +110,8 @@ class _Site:
     #: expected and observed number of times that a comparison is true, and that it is false
     expected: tuple[float, float] = (0.0, 0.0)
     observed: tuple[int, int] = (0, 0)
+    #: entries of a table that no number chooses, and all
+    entries: tuple[int, int] = (0, 0)
 
 
 class RandomWatch:
@@ -111,6 +121,7 @@ class RandomWatch:
         self._code = code
         self._drawn: dict[int, _Drawn] = {}
         self._sites: dict[tuple[Spot | None, Spot | None, str, int], _Site] = {}
+        self._choices = Choices()
         self._before: Tensor | None = None
 
     # ------------------------------------------------------------------ told by the probe
@@ -134,6 +145,9 @@ class RandomWatch:
         if name in _DRAWS:
             self._draw(operation)
             return
+        if self._choices:
+            chosen, source = self._choices.follow(operation)
+            self._chosen(operation, chosen, source)
         if not self._drawn:
             return
         inputs = [t for t in operation.inputs if is_plain(t)]
@@ -141,6 +155,9 @@ class RandomWatch:
         source = next((k for k in known if k is not None), None)
         if source is None:
             return
+        if source.even and source.low == 0 and 0 < source.high < float("inf"):
+            numbers, format = inputs[known.index(source)], getattr(torch, source.format)
+            self._chosen(operation, self._choices.of(operation, numbers, source, format, source.high), source)
         if name in _TAILS:
             self._tail(operation, _TAILS[name], inputs[known.index(source)], source)
         elif name in ("aten::floor", "aten::floor_") and 0 < source.low < 1 and source.high - source.low == 1:
@@ -155,10 +172,12 @@ class RandomWatch:
     def step_begins(self, *_: Any) -> None:
         """Forget what is gone."""
         self._drawn = {key: drawn for key, drawn in self._drawn.items() if not drawn.memory.gone}
+        self._choices.forget()
 
     def fall_asleep(self) -> None:
         """Forget all: numbers are drawn and used at once."""
         self._drawn.clear()
+        self._choices.clear()
 
     # ------------------------------------------------------------------ what is done
 
@@ -183,6 +202,7 @@ class RandomWatch:
             low=float(bounds[0]),
             high=float(bounds[1]),
             plain=unit,
+            even=True,
         )
 
     def _pass(
@@ -212,12 +232,11 @@ class RandomWatch:
             low=support[0],
             high=support[1],
             plain=source.plain and name in _MOVED,
+            even=source.even and name in _EVEN,
             depth=source.depth + (name in _TAILS),
         )
 
-    def _site(
-        self, operation: Operation, use: Literal["tail", "probability"], what: str, source: _Drawn
-    ) -> _Site:
+    def _site(self, operation: Operation, use: _Use, what: str, source: _Drawn) -> _Site:
         spot = self._code.innermost(operation.frame)[0]
         key = (source.spot, spot, what, source.depth)
         site = self._sites.get(key)
@@ -292,6 +311,18 @@ class RandomWatch:
         site.expected = (site.expected[0] + mean * count, site.expected[1] + (1 - mean) * count)
         site.observed = (site.observed[0] + true, site.observed[1] + count - true)
 
+    def _chosen(self, operation: Operation, chosen: Choice | None, source: _Drawn) -> None:
+        if chosen is None:
+            return
+        site = self._site(operation, "entry", operation.name.removeprefix("aten::"), source)
+        site.drawn += chosen.drawn
+        site.expected = (
+            site.expected[0] + chosen.expected,
+            site.expected[1] + chosen.drawn - chosen.expected,
+        )
+        site.observed = (site.observed[0] + chosen.observed, site.observed[1])
+        site.entries = max(site.entries, (chosen.unreached, chosen.entries))
+
     # ------------------------------------------------------------------ afterwards
 
     def look(self, models: Models) -> None:
@@ -337,7 +368,7 @@ def _is_eps(operation: Operation, dtype: torch.dtype) -> bool:
 
 
 def _record(site: _Site, place: Callable[[Spot | None], Place | None]) -> CoarseUniform:
-    rarer = 0 if site.expected[0] <= site.expected[1] else 1
+    rarer = 0 if site.use == "entry" or site.expected[0] <= site.expected[1] else 1
     tail = site.use == "tail"
     return CoarseUniform(
         format=site.format,
@@ -354,4 +385,6 @@ def _record(site: _Site, place: Callable[[Spot | None], Place | None]) -> Coarse
         largest=site.largest,
         expected=site.within if tail else site.expected[rarer],
         observed=0.0 if tail else float(site.observed[rarer]),
+        unreached=site.entries[0],
+        entries=site.entries[1],
     )

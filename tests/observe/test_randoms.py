@@ -111,3 +111,85 @@ def test_draws_no_random_number_itself() -> None:
     torch.manual_seed(1)
     with Doctor(probe=True):
         assert torch.equal(act(), alone)
+
+
+def cumulated(entries: int, power: float = 0.75) -> Tensor:
+    """Return the cumulated distribution of entries whose frequencies fall as in Zipf's law."""
+    chances = (torch.arange(entries, dtype=torch.float64) + 20) ** -power
+    return (chances.cumsum(0) / chances.sum()).float()
+
+
+@pytest.mark.parametrize("right", [False, True])
+@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
+def test_counts_the_entries_that_no_number_chooses(low: torch.dtype, right: bool) -> None:
+    cdf = cumulated(4000)
+    cdf[100] = cdf[99]  # never meant to come
+    kept: list[Tensor] = []
+
+    def act() -> Tensor:
+        kept.append(torch.rand(64, 64, dtype=low))
+        return torch.searchsorted(cdf, kept[0].float(), right=right)
+
+    (item,), ill = seen(act)
+    every = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(low)
+    every = every[(every >= 0) & (every < 1)].double()
+    chosen = torch.bincount(torch.searchsorted(cdf.double(), every, right=right), minlength=4001)
+    ends = torch.cat((torch.zeros(1), cdf, torch.ones(1))).double()
+    chance = ends.diff()
+    missed = (chosen == 0) & (chance > 0)
+    assert (item.use, item.operation) == ("entry", "searchsorted")
+    assert (item.entries, item.unreached) == (int((chance > 0).sum()), int(missed.sum()))
+    assert item.expected == pytest.approx(float(chance[missed].sum()) * 4096)
+    assert item.observed == 0
+    assert ill
+
+
+def by_count(cdf: Tensor, numbers: Tensor) -> Tensor:
+    return torch.zeros(len(cdf) + 1, 2)[(cdf < numbers[..., None]).sum(-1)]
+
+
+def by_first(cdf: Tensor, numbers: Tensor) -> Tensor:
+    return torch.zeros(len(cdf) + 1, 2)[(numbers[..., None] <= cdf).float().argmax(-1).clamp(max=len(cdf))]
+
+
+def by_row(cdf: Tensor, numbers: Tensor) -> Tensor:
+    return torch.searchsorted(cdf.expand(len(numbers), -1).contiguous(), numbers)
+
+
+def by_total(cdf: Tensor, numbers: Tensor) -> Tensor:
+    return torch.bucketize(numbers * 37.0, cdf * 37)
+
+
+def by_mask(cdf: Tensor, numbers: Tensor) -> Tensor:
+    return (numbers[..., None] < cdf).float().mean(-1)
+
+
+@pytest.mark.parametrize(
+    ("low", "entries", "ways", "ill"),
+    [
+        (torch.bfloat16, 4000, (by_count, by_first, by_row, by_total), True),
+        (torch.bfloat16, 200, (by_count, by_first, by_row, by_total), True),
+        (torch.bfloat16, 64, (by_count, by_first, by_row, by_total), False),
+        (torch.float16, 1000, (by_count, by_first, by_row, by_total), False),
+        (torch.float32, 4000, (by_count, by_first, by_row, by_total), False),
+        (torch.bfloat16, 4000, (by_mask,), False),
+    ],
+)
+def test_a_table_finer_than_the_numbers_is_ill(low: Any, entries: int, ways: Any, ill: bool) -> None:
+    for way in ways:
+        cdf = cumulated(entries)
+        assert seen(lambda w=way, c=cdf: w(c, torch.rand(256, 64, dtype=low).float()))[1] == ill, way  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda u: torch.searchsorted(cumulated(4000), (torch.arange(64.0) + u.float()) / 64),  # stratified
+        lambda u: torch.searchsorted(cumulated(4000), u.float().square()),  # not evenly spread
+        lambda u: torch.bucketize(u.float(), torch.tensor([0.1, 0.2, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0])),
+        lambda u: torch.where(u < 0.5, 0.0, 2.0),
+        lambda u: u < torch.linspace(0.1, 0.9, 64),  # a rate for each column
+    ],
+)
+def test_other_uses_of_coarse_numbers_are_healthy(act: Callable[[Tensor], Tensor]) -> None:
+    assert not seen(lambda: act(torch.rand(64, 64, dtype=LOW)))[1]

@@ -71,6 +71,21 @@ def test_a_probability_must_be_off_by_a_quarter_and_surely(
     assert bool(judged(use="probability", operation="lt", expected=expected, observed=observed)) == ill
 
 
+@pytest.mark.parametrize(
+    ("expected", "observed", "ill"),
+    [(52.0, 0.0, True), (51.0, 0.0, False), (500.0, 380.0, False), (500.0, 300.0, True)],
+)
+def test_entries_that_never_come_must_have_a_twentieth_of_the_draws(
+    expected: float, observed: float, ill: bool
+) -> None:
+    found = judged(
+        use="entry", expected=expected, observed=observed, drawn=1024, entries=4000, unreached=3602
+    )
+    assert bool(found) == ill
+    if ill:
+        assert "3,602 of the 4,000 entries that they choose from at train.py:8" in found[0].message
+
+
 def test_a_few_draws_say_nothing() -> None:
     assert not judged(drawn=255, nearest=0.5, expected=128.0)
 
