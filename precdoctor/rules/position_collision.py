@@ -40,9 +40,9 @@ class PositionCollision(Rule):
     A warning where numbers lost digits in a 16-bit format (at least 1 % of them changed or no longer told
     apart), and something that depends on them followed: a sine or cosine with a phase off by 0.1 rad or more;
     for numbers that follow one another, also a comparison, a difference, a remainder, a look-up, or, where a
-    fifth of them coincide, an addition to or a product with what is trained; and where they are averaged by
-    probabilities that are trained (a soft argmax), under autocast too, a root mean square error of a quarter
-    of the distance between two: in a mean of many the errors of neighbours cancel.
+    fifth of them coincide, an addition to or a product with what is trained, while it is trained; and where
+    they are averaged by probabilities that are trained (a soft argmax), under autocast too, a root mean
+    square error of a quarter of the distance between two: in a mean of many the errors of neighbours cancel.
 
     ## Blind spots
 

@@ -11,6 +11,8 @@ from torch import Tensor
 MOST = 1 << 16
 #: length from which equal distances make a sequence
 _LONG = 8
+#: coordinates of a point
+_AXES = (2, 3, 4)
 #: columns of a table that are told apart, and rows that tell whether they hold integers
 _COLUMNS, _FEW = 64, 16
 #: significand bits of the formats that are looked at: integers up to 2**bits are exact
@@ -34,13 +36,13 @@ class Loss:
 
 
 def loss_between(before: Tensor, after: Tensor, unit: float = 1.0) -> Loss | None:
-    """Return what a cast did to multiples of ``unit``; None where each is still told from the others.
+    """Return what a cast did to numbers that lie multiples of ``unit`` apart; None where all still do.
 
     Integers beyond 2**53 are compared as float64 has them.
     """
     exact = before.detach().reshape(-1)[:MOST].double()
     got = after.detach().reshape(-1)[:MOST].double()
-    multiples, rounded = (exact / unit).round(), (got / unit).round()
+    multiples, rounded = _multiples(exact, exact, unit), _multiples(got, exact, unit)
     finite = torch.isfinite(got)
     overflowed = int((~finite & torch.isfinite(exact)).sum())
     # an integer that moves by less than half a unit is the same one
@@ -76,17 +78,44 @@ def _last_exact(dtype: torch.dtype) -> float:
     return 2 / torch.finfo(dtype).eps
 
 
+def _multiples(numbers: Tensor, beside: Tensor, unit: float) -> Tensor:
+    """Return how many units numbers lie beyond the first of others: not all ranges begin at a multiple."""
+    first = beside[:1]
+    return ((numbers - first.where(first.isfinite(), 0)) / unit).round()
+
+
 def is_sequence(numbers: Tensor, unit: float = 1.0) -> bool:
-    """Tell whether numbers follow one another with equal distances other than 0, along some dimension."""
+    """Tell whether numbers follow one another with equal distances other than 0, along some dimension.
+
+    So do the coordinates of a grid, one point per row: each some times in a row, or all over and over.
+    """
     for dimension in range(numbers.dim()):
         size = numbers.shape[dimension]
         if size < _LONG or numbers.numel() // size > MOST:
             continue
-        row = numbers.detach().movedim(dimension, -1)[..., :MOST].reshape(-1, min(size, MOST))[0]
-        steps = (row.double() / unit).round().diff()
+        row = numbers.detach().movedim(dimension, -1)[..., :MOST].reshape(-1, min(size, MOST))[0].double()
+        steps = _multiples(row, row, unit).diff()
         if bool(steps[0] != 0) and bool((steps == steps[0]).all()):
             return True
-    return False
+    if numbers.dim() != 2 or numbers.shape[1] not in _AXES:
+        return False
+    columns = numbers.detach()[:MOST].double().T
+    return all(_is_axis(column) for column in columns)
+
+
+def _is_axis(column: Tensor) -> bool:
+    """Tell whether numbers are those of one axis of a grid, which has a unit of its own."""
+    places = torch.unique(column)
+    if len(places) < _LONG or not bool(places.isfinite().all()):
+        return False
+    column = _multiples(column, column, float(places[-1] - places[0]) / (len(places) - 1))
+    times = int(column.diff().nonzero()[0]) + 1
+    column = column[: len(column) // times * times].reshape(-1, times)
+    steps = column[:, 0].diff()
+    breaks = (steps != steps[:1]).nonzero().reshape(-1)
+    length = int(breaks[0]) + 1 if len(breaks) else len(column)
+    rounds = column[: len(column) // length * length].reshape(-1, length, times)
+    return length >= _LONG and bool((rounds == rounds[:1, :, :1]).all())
 
 
 def integral(numbers: Tensor) -> Tensor | None:

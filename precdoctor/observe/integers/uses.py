@@ -247,7 +247,8 @@ class IntegerTrails:
     ) -> None:
         out = operation.outputs[0]
         if tag.site is not None and any(t.requires_grad for t in others):
-            self.use(operation, tag.site, "bias", tag.error)
+            if operation.graded:  # what is not trained with is an evaluation's, or a plot's
+                self.use(operation, tag.site, "bias", tag.error)
             return
         if tag.site is not None and "add" not in name and out.numel() > 1 and out is not operation.args[0]:
             spread = float(out.double().std())
@@ -268,7 +269,8 @@ class IntegerTrails:
         if tag.site is None or tag.index or self._mean(operation, tag, inputs, tags):
             return
         if any(t.requires_grad for t in others):
-            self.use(operation, tag.site, "feature", tag.error)
+            if operation.graded:
+                self.use(operation, tag.site, "feature", tag.error)
         elif len(others) == 1 and others[0].dim() >= 2:
             rows = others[0].detach().abs().double().sum(-1 if tags[0] is None else -2)
             self.put(operation.outputs[0], tag.site, tag.error * float(rows.max()), 0.0)

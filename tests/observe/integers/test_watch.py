@@ -60,6 +60,14 @@ def test_overflow_to_infinity_is_counted() -> None:
         (torch.arange(50)[None].expand(3, 50), True),
         (torch.randint(0, 1000, (100,)), False),
         (torch.full((100,), 7), False),
+        (torch.cartesian_prod(torch.arange(50), torch.arange(50)), True),
+        (torch.cartesian_prod(torch.arange(50), torch.arange(50)).flip(-1), True),
+        (torch.cartesian_prod(torch.arange(12), torch.arange(9), torch.arange(8)), True),
+        (torch.cartesian_prod(torch.arange(50), torch.arange(7)), False),
+        (torch.cartesian_prod(torch.arange(50), torch.randperm(50)), False),
+        (torch.randint(0, 1000, (100, 2)), False),
+        (torch.ones(100, 2), False),
+        (torch.arange(50).repeat(3), False),
         (torch.arange(4), False),
         (torch.arange(64).reshape(8, 8) ** 2, False),
     ],
@@ -150,6 +158,40 @@ def test_positions_added_to_or_multiplied_with_what_is_trained_are_uses() -> Non
         return weight(positions[None]) + (scores * 2 - positions).sum()
 
     assert uses(act) == {"feature": 2.0, "bias": 2.0}
+
+
+@pytest.mark.parametrize("count", [2047, 2048])
+@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("ends", [(-1, 1), (0, 1), (0.5, 3)])
+def test_a_grid_of_coordinates_is_a_sequence_wherever_it_begins(
+    ends: tuple[float, float], low: torch.dtype, count: int
+) -> None:
+    layer, grid = nn.Linear(1, 4), torch.linspace(*ends, count, dtype=torch.float64)
+    left = len(grid.to(low).unique())
+    if left == count:
+        return
+    (item,) = seen(lambda: layer(torch.linspace(*ends, count).to(low).float()[:, None]))
+    assert (item.sequence, item.numbers, item.distinct_before) == (True, count, count)
+    assert item.distinct_after == pytest.approx(left, rel=0.01)
+    assert [use.kind for use in item.uses] == ["feature"]
+
+
+def test_coordinates_of_images_are_a_sequence() -> None:
+    def act() -> Tensor:
+        rows, columns = torch.linspace(-1, 1, 1024), torch.linspace(-1, 1, 16)
+        grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1).reshape(-1, 2)
+        return nn.Linear(2, 4)(grid.bfloat16().float())
+
+    (item,) = seen(act)
+    assert item.sequence
+    assert item.distinct_after < 0.8 * item.distinct_before
+
+
+def test_what_is_not_trained_with_is_no_feature_and_no_bias() -> None:
+    layer, scores = nn.Linear(1, 4), torch.zeros(600, requires_grad=True)
+    with torch.no_grad():
+        assert uses(lambda: layer(torch.linspace(-1, 1, 2048).bfloat16().float()[:, None])) == {}
+        assert uses(lambda: scores - torch.arange(600).bfloat16().float()) == {}
 
 
 def probabilities(places: Tensor, numbers: int, width: float) -> Tensor:
