@@ -5,10 +5,11 @@ from __future__ import annotations
 from statistics import median
 from typing import ClassVar
 
-from precdoctor.evidence import Evidence, GradientQuantizer
+from precdoctor.evidence import DataQuantizer, Evidence, GradientQuantizer
 from precdoctor.rules.finding import Finding, Subject
 from precdoctor.rules.prescriptions import ranked
 from precdoctor.rules.quantized import (
+    MIN_SEEN,
     Quantized,
     by_quantizer,
     elements,
@@ -19,8 +20,9 @@ from precdoctor.rules.quantized import (
     quantizer_locations,
     who,
 )
+from precdoctor.rules.reading import locations
 from precdoctor.rules.rule import Rule
-from precdoctor.rules.saturated_quantizer import FLUSHED, follows_amax, is_flushed
+from precdoctor.rules.saturated_quantizer import FLUSHED, follows_amax, is_flushed, is_lost
 from precdoctor.rules.stale_quantized_weight import is_stale
 from precdoctor.rules.wording import at, number, percent, several
 
@@ -31,6 +33,8 @@ OUTLIER_DB = 8.0
 #: sum of a gradient's rounding errors over that of its magnitudes from which they all point one way
 #: (measured: up to 0.02 where training is as without, 0.48 where it is worse or diverges)
 ONE_SIDED = 0.3
+#: share of the columns of data that are lost, and how many: an outlier flushes a few beside it in many models
+MOST_COLUMNS, MIN_COLUMNS = 0.5, 4
 #: layers from which there is a median to speak of
 MIN_PEERS = 3
 
@@ -57,6 +61,12 @@ class QuantizationNoise(Rule):
     quantized weights. Coarse grids that all layers share, signs and ternary weights among them, are a
     choice and no finding.
 
+    A warning where a forward pass in training mode quantizes data (a clamp next to a rounding, or a cast to 8
+    bits) and at least half of its columns that vary, and at least 4, were used as zero in each of 3 passes or
+    more, while the largest column is over 32 times larger and reaches the end of the range. Columns are the
+    last dimension, or the channels of images; those that are mostly 0 themselves do not count, nor do
+    probabilities, signs and ternary codes.
+
     An error where a backward pass rounds gradients to nearest and the errors, added up, are more than 0.3 of
     the gradient's magnitudes: they do not cancel. So it is with the gradient of a softmax over many classes,
     one large negative value among many small positive ones: the small ones become zero, and their logits are
@@ -67,7 +77,8 @@ class QuantizationNoise(Rule):
     ## Blind spots
 
     The SQNR of the weight is not the loss: what a layer contributes decides. `precdoctor treat` measures it
-    by keeping the layer in float32. Of gradients that is seen what a function of the program rounds
+    by keeping the layer in float32. Nor are all columns of data worth the same: small ones may be noise. Of
+    gradients that is seen what a function of the program rounds
     (`backward`, a hook), not what kernels of a library do inside.
 
     ## Remedies
@@ -98,6 +109,7 @@ class QuantizationNoise(Rule):
         outliers = [i for i in items if i not in coarse and _stands_out(i, items)]
         found = [cls._coarse(members) for members in by_quantizer(coarse)]
         found += [cls._outliers(outliers, items)] if outliers else []
+        found += [cls._columns(site) for site in evidence.data_quantizers if _loses_columns(site)]
         return found + [cls._gradients(members) for members in gradient_quantizers(evidence, _is_one_sided)]
 
     @classmethod
@@ -170,6 +182,38 @@ class QuantizationNoise(Rule):
         )
 
     @classmethod
+    def _columns(cls, site: DataQuantizer) -> Finding:
+        name = site.module or "?"
+        return Finding(
+            rule=cls.id,
+            name=cls.name,
+            severity="warning",
+            subjects=(Subject(kind="module", name=name),),
+            message=(
+                f"Of the data that {name} quantizes{at(site.place)}, {site.lost_columns:,} of the "
+                f"{site.columns:,} columns that vary were used as zero in all {site.seen:,} passes that were "
+                "looked at: others are over 32 times larger, and set the scale that all share."
+            ),
+            locations=locations([site.place]),
+            measured={
+                "columns": site.columns,
+                "lost_columns": site.lost_columns,
+                "seen": site.seen,
+                "flushed_share": site.flushed_share,
+                "reach": site.reach,
+                "sqnr_db": site.sqnr_db,
+            },
+            prescriptions=ranked(
+                [
+                    (
+                        "column-scale",
+                        "bring the columns to one size before they are quantized, or give each its own scale",
+                    )
+                ]
+            ),
+        )
+
+    @classmethod
     def _gradients(cls, members: list[GradientQuantizer]) -> Finding:
         worst = max(members, key=lambda i: i.bias or 0.0)
         message = (
@@ -179,6 +223,11 @@ class QuantizationNoise(Rule):
         )
         cure = ("stochastic-gradients", "round each value up or down by chance, so that the errors cancel")
         return gradient_finding(cls, worst, "error", message, cure)
+
+
+def _loses_columns(site: DataQuantizer) -> bool:
+    many = site.seen >= MIN_SEEN and site.lost_columns >= MIN_COLUMNS
+    return many and site.lost_columns >= MOST_COLUMNS * site.columns and not is_lost(site)
 
 
 def _is_one_sided(item: GradientQuantizer) -> bool:

@@ -86,7 +86,7 @@ class SaturatedQuantizer(Rule):
     ## Blind spots
 
     Rounding to signs, with or without zero, has no range. Of data whose scale follows an outlier of its own
-    all the rest may be used as zero: its range is reached, and a finer grid is a choice. Codes that are
+    all the rest may be used as zero: its range is reached (of whole columns PD603 says so). Codes that are
     shifted by a zero point before they are rounded have none at 0. Clipping inside a block is not told from
     rounding. Data is looked at in the steps in which the probe is awake.
 
@@ -112,7 +112,7 @@ class SaturatedQuantizer(Rule):
         for how in ("not finite", "clipped", "flushed", "scrambled"):
             for members in by_quantizer(i for i in items if _wrong(i.quantizer) == how):
                 found.append(cls._weights(members, how))
-        found += [cls._data(site) for site in evidence.data_quantizers if _is_lost(site)]
+        found += [cls._data(site) for site in evidence.data_quantizers if is_lost(site)]
         return found + [cls._gradients(members) for members in gradient_quantizers(evidence, _misses_scale)]
 
     @classmethod
@@ -264,7 +264,8 @@ def _badness(item: Quantized, how: str) -> float:
     return {"not finite": last.non_finite, "clipped": last.clipped_share}.get(how, last.flushed_share)
 
 
-def _is_lost(site: DataQuantizer) -> bool:
+def is_lost(site: DataQuantizer) -> bool:
+    """Tell whether the scale of data is too small or too large for it."""
     if site.clipped_share > CLIPPED_DATA or site.non_finite_share > CLIPPED_DATA:
         return True
     noisy = site.sqnr_db is not None and site.sqnr_db < FLUSHED_DB

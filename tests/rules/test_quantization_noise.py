@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from precdoctor.evidence import Evidence, Quantizer
+from precdoctor.evidence import DataQuantizer, Evidence, Place, Quantizer
 from precdoctor.rules.quantization_noise import QuantizationNoise
 from precdoctor.rules.saturated_quantizer import SaturatedQuantizer
 from tests.rules.build import evidence, fidelity, gradient_quantizer, parameter, quantizer
@@ -120,3 +120,38 @@ def test_shapes_that_share_a_line_are_one_finding() -> None:
     worse, milder = gradient_quantizer(bias=0.5), gradient_quantizer(bias=0.4, shape=(64, 16))
     (finding,) = judge(evidence(parameter(), gradient_quantizers=(milder, worse)))
     assert finding.measured["bias"] == 0.5
+
+
+def columns(lost: int, **changes: Any) -> Evidence:
+    values = {"module": "body.2", "place": Place(file="layers.py", line=12), "seen": 5, "columns": 12}
+    return evidence(
+        parameter(), data_quantizers=(DataQuantizer(**{**values, "lost_columns": lost, **changes}),)
+    )
+
+
+def test_finds_data_of_which_most_columns_are_lost() -> None:
+    (finding,) = judge(columns(11))
+    assert (finding.severity, [(s.kind, s.name) for s in finding.subjects]) == (
+        "warning",
+        [("module", "body.2")],
+    )
+    assert "11 of the 12 columns that vary were used as zero in all 5 passes" in finding.message
+    assert [where.place.line for where in finding.locations] == [12]
+
+
+@pytest.mark.parametrize(
+    ("lost", "changes", "found"),
+    [
+        (6, {}, True),
+        (5, {}, False),
+        (4, {"columns": 8}, True),
+        (3, {"columns": 4}, False),
+        (11, {"seen": 2}, False),
+        (0, {"columns": 0}, False),
+        (11, {"flushed_share": 0.95, "reach": 0.1}, False),  # its scale is too large: PD604
+    ],
+)
+def test_half_of_the_columns_each_time_is_a_loss(lost: int, changes: dict[str, Any], found: bool) -> None:
+    evidence = columns(lost, **changes)
+    assert len(judge(evidence)) == found
+    assert len(SaturatedQuantizer.criterion(evidence)) == ("reach" in changes)

@@ -21,6 +21,7 @@ from precdoctor.observe.lineage.made import Memory, storage_key
 from precdoctor.observe.models import Models
 from precdoctor.observe.probe.forwards import innermost_module
 from precdoctor.observe.probe.operations import Operation, tensors_in
+from precdoctor.observe.quantizers.columns import Columns, after_rounding, columns_of
 from precdoctor.observe.quantizers.fidelity import decibels, sample
 from precdoctor.observe.watch import Watch, is_plain
 
@@ -43,6 +44,8 @@ class _Site:
     module: weakref.ref[nn.Module] | None
     name: str = ""
     seen: list[tuple[int, _Look]] = field(default_factory=list)
+    #: of all passes; None where they are not known, or not the same in each
+    columns: Columns | None = None
 
 
 @dataclass(slots=True)
@@ -57,6 +60,7 @@ class _Look:
     reach: float = 1.0
     #: decibels of signal over the rounding's error; None where that is not known, or there is none
     sqnr_db: float | None = None
+    columns: Columns | None = None
 
 
 @dataclass(slots=True)
@@ -71,6 +75,7 @@ class _Clamped:
     flushed: float = 0.0
     reach: float = 1.0
     sqnr_db: float | None = None
+    columns: Columns | None = None
 
 
 class ClippingWatch:
@@ -81,8 +86,8 @@ class ClippingWatch:
         self._clamped: dict[int, _Clamped] = {}
         self._rounded: dict[int, _Clamped] = {}
         self._sites: dict[tuple[Spot | None, int], _Site] = {}
-        #: values of the tensor that a rounding is about to write over
-        self._before: Tensor | None = None
+        #: values of the tensor that a rounding is about to write over, and its columns
+        self._before: tuple[Tensor, Columns | None] | None = None
 
     # ------------------------------------------------------------------ told by the probe
 
@@ -91,7 +96,7 @@ class ClippingWatch:
         schema = getattr(func, "_schema", None)
         source = next(tensors_in((*args, *kwargs.values())), None)
         if schema is not None and schema.name in _ROUNDS and source is not None and is_plain(source):
-            self._before = _sample(source)
+            self._before = _sample(source), columns_of(source)
 
     def step_begins(self, *_: Any) -> None:
         """Forget what lies between operations."""
@@ -130,33 +135,36 @@ class ClippingWatch:
         filled = float((source != 0).sum()) if rounded is None else rounded.filled
         clipped, reach = cut / filled if filled else 0.0, _reach(out, bounds)
         if rounded is not None:
-            clipped = 0.0 if _is_sign(out) else clipped
-            self._note(operation, _Look(clipped, non_finite, rounded.flushed, reach, rounded.sqnr_db))
+            sign, flushed, sqnr_db = _is_sign(out), rounded.flushed, rounded.sqnr_db
+            clipped, columns = (0.0, None) if sign else (clipped, rounded.columns)
+            self._note(operation, _Look(clipped, non_finite, flushed, reach, sqnr_db, columns))
         else:
             self._clamped[storage_key(out)] = _Clamped(Memory(out), clipped, filled, reach=reach)
 
-    def _round(self, operation: Operation, before: Tensor | None) -> None:
+    def _round(self, operation: Operation, before: tuple[Tensor, Columns | None] | None) -> None:
         source, out = _ends(operation)
         if source is None or out is None or self._is_weight(source):
             return
         clamped = self._clamped.pop(storage_key(source), None)
         values = out.float()
-        given = before if before is not None else _sample(source)
-        flushed, sqnr_db = _left_of(given, _sample(values))
-        filled = float((given != 0).double().mean()) * source.numel()
+        sampled, columns = before if before is not None else (_sample(source), columns_of(source))
+        flushed, sqnr_db = _left_of(sampled, _sample(values))
+        filled = float((sampled != 0).double().mean()) * source.numel()
+        columns = after_rounding(columns, values)
         if _to_float8(operation):
             limit = torch.finfo(out.dtype).max
             beyond = float((source.abs() > limit).sum()) / filled if filled else 0.0
             if clamped is not None and clamped.clipped is not None:
                 beyond = max(beyond, clamped.clipped)
             reach = _reach(values, [limit])
-            self._note(operation, _Look(beyond, _lost(values), flushed, reach, sqnr_db))
+            self._note(operation, _Look(beyond, _lost(values), flushed, reach, sqnr_db, columns))
         elif clamped is not None and clamped.clipped is not None:
-            clipped = 0.0 if _is_sign(values) else clamped.clipped
-            look = _Look(clipped, _lost(values), flushed, clamped.reach, sqnr_db)
+            clipped, columns = (0.0, None) if _is_sign(values) else (clamped.clipped, columns)
+            look = _Look(clipped, _lost(values), flushed, clamped.reach, sqnr_db, columns)
             self._note(operation, look)
         else:
-            self._rounded[storage_key(out)] = _Clamped(Memory(out), None, filled, flushed, sqnr_db=sqnr_db)
+            rounded = _Clamped(Memory(out), None, filled, flushed, sqnr_db=sqnr_db, columns=columns)
+            self._rounded[storage_key(out)] = rounded
 
     def _fake(self, operation: Operation) -> None:
         source = next((t for t in operation.inputs if t.is_floating_point() and t.numel() > 1), None)
@@ -168,7 +176,9 @@ class ClippingWatch:
         lowest, highest = operation.args[-2:]
         clipped = float((~mask & filled).sum()) / count if count and highest - lowest > 2 else 0.0
         flushed, sqnr_db = _left_of(_sample(source), _sample(operation.outputs[0]))
-        self._note(operation, _Look(clipped, 0.0, flushed, _reach_of_fake(operation, source), sqnr_db))
+        columns = after_rounding(columns_of(source), operation.outputs[0]) if highest - lowest > 2 else None
+        reach = _reach_of_fake(operation, source)
+        self._note(operation, _Look(clipped, 0.0, flushed, reach, sqnr_db, columns))
 
     def _pass_on(self, operation: Operation) -> None:
         source, out = _ends(operation)
@@ -187,6 +197,9 @@ class ClippingWatch:
         site = self._sites.setdefault((spot, id(module)), _Site(spot, weakref.ref(module)))
         if site.module is None or site.module() is not module:
             site.module = weakref.ref(module)
+        before, site.columns = site.columns, look.columns
+        if site.seen and site.columns is not None:
+            site.columns = before.then(site.columns) if before is not None else None
         site.seen.append((operation.step, look))
 
     # ------------------------------------------------------------------ afterwards
@@ -214,6 +227,8 @@ class ClippingWatch:
                 flushed_share=min(look.flushed for look in last),
                 reach=max(look.reach for look in last),
                 sqnr_db=_largest([look.sqnr_db for look in last]),
+                columns=site.columns.count if site.columns is not None else 0,
+                lost_columns=site.columns.lost if site.columns is not None else 0,
             )
             for site in self._sites.values()
             if (last := [look for step, look in site.seen if step == site.seen[-1][0]])
