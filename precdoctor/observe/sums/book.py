@@ -105,9 +105,9 @@ class Book:
         """Forget a slot: it was none."""
         self._homes.pop(slot, None)
 
-    def note_target(self, slot: Slot, target: Tensor) -> None:
-        """Note whether what is written into is a trained weight."""
-        slot.trained |= isinstance(self._lineage.made(target), Root)
+    def is_weight(self, tensor: Tensor) -> bool:
+        """Tell whether a tensor is itself a trained weight."""
+        return is_plain(tensor) and isinstance(self._lineage.made(tensor), Root)
 
     def note_sources(self, slot: Slot, old: Value, operands: tuple[Any, ...]) -> None:
         """Note what is added to a slot: gradients, trained weights, the parameter that it follows."""

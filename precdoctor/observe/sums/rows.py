@@ -38,8 +38,9 @@ class Rows:
         if not out.is_floating_point() or out.dtype == torch.float64 or not out.numel() or not is_plain(out):
             return
         single = out.numel() == 1
-        if operation.graded and not single and any(t.requires_grad for t in tensors):
-            return
+        graded = [t for t in tensors if t.requires_grad] if operation.graded and not single else []
+        if graded and not (len(graded) == 1 and self._book.is_weight(graded[0])):
+            return  # an activation
         known = {i: v for i, t in enumerate(call.operands) if (v := self._at(t, out)) is not None}
         if not (known or single or out.dtype in LOW or any(t.dtype in LOW for t in tensors)):
             return
@@ -105,6 +106,7 @@ class Rows:
         index = next((i for i, v in known.items() if v is previous or previous in v.terms), None)
         if index is not None:
             self._adders[entry.key] = index
+            slot.trained |= self._book.is_weight(call.operands[index])
         book.note_sources(slot, previous, tuple(v for i, v in enumerate(call.operands) if i != index))
         slot.gradient |= book.marks.is_gradient(call.out)  # added by an operation before this one
         slot.write(entry.exact, entry.actual, slope, commit=True)

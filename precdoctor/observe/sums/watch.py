@@ -222,7 +222,7 @@ class AccumulationWatch:
             slot = book.open(operation, call, target, value.actual, in_place=True)
             if slot is None:
                 return
-        book.note_target(slot, target)
+        slot.trained |= book.is_weight(target)
         scaling = self._rows.instruction(operation.frame) if call.op in ("mul", "div") else None
         # scaled once more by the same instruction, and nothing added in between: it decays
         commit = call.op not in _SCALINGS or (scaling is not None and scaling == slot.scaled_by)

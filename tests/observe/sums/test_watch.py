@@ -156,6 +156,27 @@ def test_a_weight_that_is_stepped_by_hand_is_updated(way: str) -> None:
     assert record.increment == pytest.approx(-3.5e-4 if way == "decay" else -2e-4, rel=0.02)
 
 
+@pytest.mark.parametrize("graded", [False, True])
+def test_a_weight_that_is_a_new_tensor_after_each_step_is_updated(graded: bool) -> None:
+    weight = torch.full((64,), 1.5, dtype=BF16, requires_grad=True)
+    with Doctor(probe=True) as doctor:
+        for _ in range(10):
+            (gradient,) = torch.autograd.grad((weight * 2).sum(), weight)
+            with torch.set_grad_enabled(graded):
+                weight = (weight - 1e-4 * gradient).detach().requires_grad_()
+    (record,) = (a for a in doctor.evidence().accumulations if a.kind == "update")
+    assert (record.lost_share, record.edq, record.value) == (1.0, 0.0, 1.5)
+    assert record.updates >= 8
+
+
+def test_what_a_forward_pass_adds_to_a_weight_is_no_update() -> None:
+    weight = torch.full((64,), 1.5, dtype=BF16, requires_grad=True)
+    with Doctor(probe=True) as doctor:
+        for _ in range(10):
+            (weight + 1e-4 * torch.randn(64, dtype=BF16)).sum().backward()
+    assert not [a for a in doctor.evidence().accumulations if a.kind == "update"]
+
+
 def test_a_weight_whose_decay_is_lost_beside_other_writes_is_scaled() -> None:
     plain, rows = Plain(), torch.arange(8)
     with Doctor(plain, probe=True) as doctor:
