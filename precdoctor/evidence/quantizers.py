@@ -119,9 +119,10 @@ class DataQuantizer:
     #: and where the error is zero
     sqnr_db: float | None = None
     #: columns (features, or channels of images) that vary, and those of them that are far smaller than the
-    #: largest and were used as zero each time; 0 where they are not known
+    #: largest and were used as zero each time, and how often that was looked at; 0 where they are not known
     columns: int = 0
     lost_columns: int = 0
+    column_passes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

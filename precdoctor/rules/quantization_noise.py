@@ -78,13 +78,14 @@ class QuantizationNoise(Rule):
 
     The SQNR of the weight is not the loss: what a layer contributes decides. `precdoctor treat` measures it
     by keeping the layer in float32. Nor are all columns of data worth the same: small ones may be noise. Of
-    gradients that is seen what a function of the program rounds
-    (`backward`, a hook), not what kernels of a library do inside.
+    gradients that is seen what a function of the program rounds (`backward`, a hook), not what kernels of a
+    library do inside.
 
     ## Remedies
 
     Keep these layers in higher precision; give blocks a scale of their own instead of the tensor. Gradients:
-    round them stochastically.
+    round them stochastically. Columns of data: bring them to one size (normalise the features) before they
+    are quantized.
 
     ## References
 
@@ -191,14 +192,14 @@ class QuantizationNoise(Rule):
             subjects=(Subject(kind="module", name=name),),
             message=(
                 f"Of the data that {name} quantizes{at(site.place)}, {site.lost_columns:,} of the "
-                f"{site.columns:,} columns that vary were used as zero in all {site.seen:,} passes that were "
-                "looked at: others are over 32 times larger, and set the scale that all share."
+                f"{site.columns:,} columns that vary were used as zero in all {site.column_passes:,} passes "
+                "that were looked at: others are over 32 times larger, and set the scale that all share."
             ),
             locations=locations([site.place]),
             measured={
                 "columns": site.columns,
                 "lost_columns": site.lost_columns,
-                "seen": site.seen,
+                "passes": site.column_passes,
                 "flushed_share": site.flushed_share,
                 "reach": site.reach,
                 "sqnr_db": site.sqnr_db,
@@ -226,7 +227,7 @@ class QuantizationNoise(Rule):
 
 
 def _loses_columns(site: DataQuantizer) -> bool:
-    many = site.seen >= MIN_SEEN and site.lost_columns >= MIN_COLUMNS
+    many = site.column_passes >= MIN_SEEN and site.lost_columns >= MIN_COLUMNS
     return many and site.lost_columns >= MOST_COLUMNS * site.columns and not is_lost(site)
 
 

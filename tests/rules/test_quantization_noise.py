@@ -123,7 +123,12 @@ def test_shapes_that_share_a_line_are_one_finding() -> None:
 
 
 def columns(lost: int, **changes: Any) -> Evidence:
-    values = {"module": "body.2", "place": Place(file="layers.py", line=12), "seen": 5, "columns": 12}
+    values = {
+        "module": "body.2",
+        "place": Place(file="layers.py", line=12),
+        "column_passes": 5,
+        "columns": 12,
+    }
     return evidence(
         parameter(), data_quantizers=(DataQuantizer(**{**values, "lost_columns": lost, **changes}),)
     )
@@ -146,7 +151,7 @@ def test_finds_data_of_which_most_columns_are_lost() -> None:
         (5, {}, False),
         (4, {"columns": 8}, True),
         (3, {"columns": 4}, False),
-        (11, {"seen": 2}, False),
+        (11, {"column_passes": 2}, False),
         (0, {"columns": 0}, False),
         (11, {"flushed_share": 0.95, "reach": 0.1}, False),  # its scale is too large: PD604
     ],

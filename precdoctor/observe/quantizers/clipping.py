@@ -44,8 +44,8 @@ class _Site:
     module: weakref.ref[nn.Module] | None
     name: str = ""
     seen: list[tuple[int, _Look]] = field(default_factory=list)
-    #: of all passes; None where they are not known, or not the same in each
-    columns: Columns | None = None
+    #: of all passes, by their number: a function may be given several tensors in one forward pass
+    columns: dict[int, Columns] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -197,9 +197,10 @@ class ClippingWatch:
         site = self._sites.setdefault((spot, id(module)), _Site(spot, weakref.ref(module)))
         if site.module is None or site.module() is not module:
             site.module = weakref.ref(module)
-        before, site.columns = site.columns, look.columns
-        if site.seen and site.columns is not None:
-            site.columns = before.then(site.columns) if before is not None else None
+        if look.columns is not None:
+            before = site.columns.get(len(look.columns.varied))
+            found = look.columns if before is None else before.then(look.columns)
+            site.columns[len(found.varied)] = found
         site.seen.append((operation.step, look))
 
     # ------------------------------------------------------------------ afterwards
@@ -227,11 +228,13 @@ class ClippingWatch:
                 flushed_share=min(look.flushed for look in last),
                 reach=max(look.reach for look in last),
                 sqnr_db=_largest([look.sqnr_db for look in last]),
-                columns=site.columns.count if site.columns is not None else 0,
-                lost_columns=site.columns.lost if site.columns is not None else 0,
+                columns=worst.count if worst is not None else 0,
+                lost_columns=worst.lost if worst is not None else 0,
+                column_passes=worst.passes if worst is not None else 0,
             )
             for site in self._sites.values()
             if (last := [look for step, look in site.seen if step == site.seen[-1][0]])
+            for worst in [max(site.columns.values(), key=lambda c: c.lost / max(c.count, 1), default=None)]
         )
 
 

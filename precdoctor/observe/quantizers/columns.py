@@ -31,11 +31,12 @@ class Columns:
     #: some value is not used as zero, or would not be for want of the others
     kept: Tensor
 
-    def then(self, later: Columns) -> Columns | None:
-        """Return what holds of this and a later pass; None where they are of different data."""
-        if self.varied.shape != later.varied.shape:
-            return None
-        return Columns(self.varied | later.varied, self.kept | later.kept)
+    #: times that they were looked at
+    passes: int = 1
+
+    def then(self, later: Columns) -> Columns:
+        """Return what holds of this and a later pass with as many columns."""
+        return Columns(self.varied | later.varied, self.kept | later.kept, self.passes + later.passes)
 
     @property
     def count(self) -> int:
