@@ -26,6 +26,8 @@ MAX_EDQ, MIN_LOST = 0.5, 0.1
 #: or share of the elements that never changed, where a few large increments hide the others (variances of
 #: units)
 MOST_STILL = 0.8
+#: share of lost increments from which a distance counts although it is not sure
+MOST_LOST = 0.5
 #: how far what is averaged may be from the average, relative to it, before the average moves at all: beyond
 #: this it never comes near (bfloat16: decay 0.996 and more; float16: 0.9995)
 MAX_RADIUS = 0.5
@@ -113,13 +115,17 @@ def _radius(record: Accumulation, fmt: Format) -> float | None:
 def _severity(record: Accumulation, fmt: Format) -> Severity | None:
     if record.updates < MIN_STEPS or record.lost_share < MIN_LOST:
         return None
+    radius = _radius(record, fmt)
+    never_near = radius is not None and radius > MAX_RADIUS
     if record.distance is not None and record.floor is not None:
         if record.floor * OVER_FLOOR < record.distance:
             if record.distance >= ERROR_DISTANCE:
                 return "error"
             return "warning" if record.distance >= WARNING_DISTANCE else None
+        # what is averaged is noise, in which the few large increments pass: the distance alone is in doubt
+        if never_near and record.distance >= ERROR_DISTANCE and record.lost_share >= MOST_LOST:
+            return "warning"
         if record.floor * OVER_FLOOR < 1:  # the way is long enough to tell, and it has come along
             return None
-    radius = _radius(record, fmt)
     frozen = record.edq_high < MAX_EDQ or record.still_share > MOST_STILL
-    return "error" if frozen and radius is not None and radius > MAX_RADIUS else None
+    return "error" if frozen and never_near else None

@@ -37,7 +37,8 @@ class FrozenAverage(Rule):
     warning from a tenth on. The exact average is followed through the run where the parameter that it follows
     is known, and else by the mean of what was seen to go into it. The distance counts where it is over 3
     times what rounding the exact average once would leave, and over 3 times the doubt about it: the standard
-    error of that mean, and the spread of an exact average of independent values.
+    error of that mean, and the spread of an exact average of independent values; a quarter and more is a
+    warning in spite of them where half of the increments are lost and the format keeps the average away.
     Averages whose exact value was reached are silent, whatever single increments did (Kahan, stochastic
     rounding).
 

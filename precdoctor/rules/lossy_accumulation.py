@@ -40,7 +40,7 @@ class LossyAccumulation(Rule):
     compared when an optimizer steps: a warning where the median parameter's error is 2 % or more and over 4
     passes went in, an error from 10 % on. The error is relative to the sum, or to the size that a sum of as
     many independent gradients has, whichever is larger: a sum that cancels is no alarm. Sums that a program
-    keeps itself are judged alike where gradients are added to them.
+    keeps itself are judged alike where gradients are added to them, in a hook too.
 
     ## Blind spots
 

@@ -134,7 +134,7 @@ class Site:
 
     def final(self, slot: Slot, step: int) -> Ended | None:
         """Return the numbers of a slot; None for the gradient of a value that is used twice."""
-        if self.backward and slot.source is None:
+        if self.backward and slot.source is None and not slot.gradient:
             return None
         slot.gradient |= self.backward
         if slot.gradient:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from precdoctor.observe.frames import UserCode
+from precdoctor.observe.lineage.gradients import function_of_engine
 from precdoctor.observe.lineage.lineage import Lineage
 from precdoctor.observe.lineage.origins import LOW
 from precdoctor.observe.probe.operations import Operation, tensors_in
@@ -223,6 +224,8 @@ class AccumulationWatch:
             if slot is None:
                 return
         slot.trained |= book.is_weight(target)
+        # a hook of the program's own keeps the sum; the engine's are known by the parameter that gets them
+        slot.gradient |= operation.backward and function_of_engine(operation.frame) is not None
         scaling = self._rows.instruction(operation.frame) if call.op in ("mul", "div") else None
         # scaled once more by the same instruction, and nothing added in between: it decays
         commit = call.op not in _SCALINGS or (scaling is not None and scaling == slot.scaled_by)

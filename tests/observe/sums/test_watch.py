@@ -391,6 +391,31 @@ def test_gradients_summed_in_their_format_are_compared_with_the_exact_sum(passes
     assert (record.error > 0.1) == (passes > 4)
 
 
+def test_gradients_that_a_hook_sums_are_compared_with_the_exact_sum() -> None:
+    model = nn.Linear(8, 1, bias=False)
+    weight = model.weight
+    sums, exact = torch.zeros_like(weight, dtype=BF16), torch.zeros_like(weight, dtype=torch.float64)
+
+    def add(parameter: Tensor) -> None:
+        nonlocal exact
+        assert parameter.grad is not None
+        sums.add_(parameter.grad.to(BF16))
+        exact = exact + parameter.grad.to(BF16)
+        parameter.grad = None
+
+    weight.register_post_accumulate_grad_hook(add)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Doctor(probe=True) as doctor:
+        for _ in range(600):
+            model(1 + 0.1 * torch.rand(2, 8)).sum().backward()
+        weight.grad = sums.float()
+        optimizer.step()
+    record = only(doctor.evidence().accumulations, "gradient")
+    assert (record.passes, record.tensors) == (600, 1)
+    assert record.error == pytest.approx(float((sums - exact).norm() / exact.norm()), rel=0.01)
+    assert record.error > 0.1
+
+
 @pytest.mark.parametrize("out_of_place", [False, True])
 def test_a_merge_into_a_low_base_is_seen(out_of_place: bool) -> None:
     class Adapted(nn.Module):
