@@ -198,6 +198,8 @@ class Parameter:
     #: registered under the same root module as the parameters of an optimizer
     in_model: bool = True
     created: Place | None = None
+    #: the line at which it took the place of another in its module
+    replaced: Place | None = None
     #: the change of format that gave it its present one
     cast: Cast | None = None
     weight: Weight | None = None

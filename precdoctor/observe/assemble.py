@@ -267,6 +267,7 @@ def _unstepped(identity: Identity, roots: set[int], called: set[int], constructe
         created_after_optimizer=after,
         in_model=identity.owner is not None and (not roots or identity.owner.root in roots),
         created=identity.created,
+        replaced=identity.replaced,
         cast=identity.cast if isinstance(identity.cast, Cast) else None,
         weight=_weight(identity.first, identity.last),
         gradient=Gradient(

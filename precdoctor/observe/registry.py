@@ -35,6 +35,7 @@ class Identity:
     #: modules inside whose forward its module ran
     callers: frozenset[int] | None = None
     created: Place | None = None
+    replaced: Place | None = None
     created_at: int | None = None
     cast: Cast | None = None
     #: the model's parameter whose float32 master this is
@@ -148,6 +149,7 @@ class Registry:
             identity.callers = self.ran.get(identity.owner.holder)
         if self.origins is not None:
             identity.created = self.origins.creation(parameter) or identity.created
+            identity.replaced = self.origins.replacement(parameter) or identity.replaced
             identity.created_at = self.origins.created_at(parameter) or identity.created_at
             identity.cast = self.origins.cast(parameter) or identity.cast
 

@@ -92,7 +92,7 @@ class StaleOptimizer(Rule):
                 *(Subject(kind="parameter", name=p.name) for p in replaced if p.name not in optimizer.stale),
             ),
             message=text + ".",
-            locations=locations([optimizer.place], [p.created for p in replaced]),
+            locations=locations([optimizer.place], [p.replaced or p.created for p in replaced]),
             measured={
                 "stale_tensors": len(optimizer.stale),
                 "parameters_without_optimizer": len(replaced),

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from precdoctor.evidence import Backward, Gradient, Parameter
+from precdoctor.evidence import Backward, Gradient, Parameter, Place
 from precdoctor.rules.orphan_parameter import OrphanParameter
 from precdoctor.rules.stale_optimizer import StaleOptimizer
 from tests.rules.build import LR, evidence, optimizer, parameter, weight
@@ -32,6 +32,12 @@ def test_finds_an_optimizer_that_steps_a_replaced_embedding() -> None:
     assert finding.locations[0].place == LR
     assert finding.locations[0].role == "cause"
     assert "wte.weight of the model gets gradients and is in no optimizer" in finding.message
+
+
+def test_names_the_line_that_replaced_the_parameters() -> None:
+    loaded = Place(file="train.py", line=40)
+    (finding,) = judge(evidence(parameter(), orphan(replaced=loaded), **STALE))
+    assert [x.place for x in finding.locations if x.role == "site"] == [loaded]
 
 
 def test_tells_the_whole_story_alone() -> None:

@@ -33,6 +33,8 @@ class ParameterHistory:
     number: int
     dtype: torch.dtype
     cast: Change | None = None
+    #: where it took the place of another in a module
+    replaced: Spot | None = None
     #: the (module, name) pairs it was registered under: proof that an id still means this parameter
     homes: list[tuple[weakref.ref[nn.Module], str]] = field(default_factory=list)
 

@@ -64,6 +64,11 @@ class Provenance:
         history = self._histories.of(parameter)
         return None if history is None else self.place(history.created)
 
+    def replacement(self, parameter: Tensor) -> Place | None:
+        """Return the line at which a live parameter took another's place in a module."""
+        history = self._histories.of(parameter)
+        return None if history is None else self.place(history.replaced)
+
     def cast(self, parameter: Tensor) -> Cast | None:
         """Return the change that gave a live parameter its present format; None where there was none.
 
@@ -253,6 +258,8 @@ class Provenance:
             before = module._parameters.get(name)
             origin = None if before is None or before is parameter else self._histories.of(before)
             history = self._new(parameter, spot, passed)
+            if before is not None and before is not parameter:
+                history.replaced = spot
             if before is not None and before.dtype != parameter.dtype:
                 how = _loading(passed) or "replaced"
                 history.cast = Change(_format(before.dtype), _format(parameter.dtype), how, spot)
@@ -303,7 +310,7 @@ class Provenance:
             if id(parameter) != key:  # moved to a new tensor: an optimizer made before holds the old one
                 self._count += 1
                 history = copy.copy(history)
-                history.number = self._count
+                history.number, history.replaced = self._count, spot
             if parameter.dtype != dtype:
                 method = next((f"module.{n}" for n in passed if n in _MODULE_CASTS), "module._apply")
                 how = _loading(passed) or method

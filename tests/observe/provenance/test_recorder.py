@@ -279,6 +279,18 @@ def test_tells_parameters_made_after_the_optimizer(provenance: Provenance, write
     assert line(provenance.creation(stale)) == "model = nn.ModuleDict({'wte': nn.Embedding(3, 2)})"
 
 
+def test_knows_where_parameters_took_the_place_of_others(provenance: Provenance, write: Write) -> None:
+    made = write(
+        "model = nn.Linear(2, 2)\n"
+        "state = {k: v.clone() for k, v in model.state_dict().items()}\n"
+        "first = model.weight\n"
+        "model.load_state_dict(state, assign=True)\n"
+    )
+    assert provenance.replacement(made.first) is None
+    assert line(provenance.replacement(made.model.weight)) == "model.load_state_dict(state, assign=True)"
+    assert line(provenance.creation(made.model.weight)) == "model = nn.Linear(2, 2)"
+
+
 def test_a_parameter_that_took_the_address_of_a_dead_one_is_not_known(provenance: Provenance) -> None:
     module = nn.Linear(2, 2)
     history = provenance._histories.of(module.weight)
