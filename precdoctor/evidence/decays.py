@@ -22,3 +22,5 @@ class RoundedDecay:
     #: operations that were seen to use it, in so many optimizer steps
     uses: int = 0
     steps: int = 0
+    #: times that one value was scaled by it, one after another (a discounted sum), or its largest power
+    repeats: int = 0

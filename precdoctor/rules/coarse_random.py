@@ -43,7 +43,7 @@ class CoarseRandom(Rule):
     classes most rows have ties at the top: the samples are biased. log(0) gives infinite noise, or the
     logarithm of the eps that was to protect it. A mask with a rate of 0.1 % is never set. Of 4,000 words that
     are drawn by their cumulated frequencies 3,600 never come. An average whose decay was cast with the module
-    that holds it stays what it was at first.
+    that holds it stays what it was at first; returns with a discount of 0.999 are sums.
 
     ## Criterion
 
@@ -55,16 +55,18 @@ class CoarseRandom(Rule):
     rate of 0, is false for one number in some hundred. Also where such numbers choose from a table by bounds
     that rise (`searchsorted`, `bucketize`, a count of the bounds below them that is then an index), and the
     entries in whose interval no number of the format lies have together more than 5 % of the probability, and
-    36 draws or more of those seen. A factor between 0.9 and 1 that a cast, or a tensor filled with it, has
+    36 draws or more of those seen. A factor between 0.9 and 1 that a cast, or a tensor made of it, has
     rounded, so that what it leaves to 1 is off by more than half, where tensors are scaled by it, or by what
-    it leaves to 1, in three steps or more: an error where it has become 1.
+    it leaves to 1, in three steps or more, or one value so often, one time after another (a sum of discounted
+    rewards), that its weight is off by more than 25 %: an error where it has become 1.
 
     ## Blind spots
 
     Followed through elementwise operations with constants. What a fused operation draws inside (dropout,
     bernoulli_, exponential_) has its own arithmetic and is fine. Of a table whose bounds were rounded
     themselves, entries without a width count as meant. A decay that `torch.tensor` makes in 16 bits of a
-    Python number was never seen as it was meant.
+    Python number is seen where the program's line gives it as a constant, a variable, an attribute, an item,
+    or arithmetic of these.
 
     ## Remedies
 
@@ -91,7 +93,7 @@ class CoarseRandom(Rule):
                 found.setdefault(item.place, []).append(item)
         decays: dict[object, list[RoundedDecay]] = {}
         for decay in evidence.decays:
-            if decay.steps >= MIN_STEPS:
+            if decay.steps >= MIN_STEPS or abs(_grown(decay) - 1) > OFF:
                 decays.setdefault(decay.place, []).append(decay)
         return [*map(cls._finding, found.values()), *map(cls._of_decays, decays.values())]
 
@@ -99,7 +101,10 @@ class CoarseRandom(Rule):
     def _of_decays(cls, items: list[RoundedDecay]) -> Finding:
         first = items[0]
         lines = several(sorted({at(item.used_at).removeprefix(" at ") for item in items}))
-        if first.stored == 1:
+        most = max(items, key=lambda item: item.repeats)
+        if abs(_grown(most) - 1) > OFF:
+            what = f"has {number(_grown(most))} times the weight that was meant after {most.repeats:,} times"
+        elif first.stored == 1:
             what = "keeps its old value and takes nothing up"
         else:
             what = f"forgets {number(1 - first.stored)} of itself each time and not {number(1 - first.meant)}"
@@ -119,6 +124,7 @@ class CoarseRandom(Rule):
                 "meant": first.meant,
                 "stored": first.stored,
                 "uses": sum(i.uses for i in items),
+                "repeats": most.repeats,
             },
             prescriptions=ranked(
                 [
@@ -164,6 +170,11 @@ class CoarseRandom(Rule):
                 [("float32-op", "draw them in float32, and cast what is made of them: dtype=torch.float32")]
             ),
         )
+
+
+def _grown(decay: RoundedDecay) -> float:
+    """Return the weight of what a decay was applied to again and again, over what was meant."""
+    return math.exp(min(decay.repeats * math.log(decay.stored / decay.meant), 700.0))
 
 
 def _why(item: CoarseUniform) -> str:

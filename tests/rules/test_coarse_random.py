@@ -105,6 +105,12 @@ def decay(**changes: Any) -> RoundedDecay:
             "forgets 0.00391 of itself each time and not 0.002",
         ),
         ({"steps": 2}, [], ""),
+        (
+            {"steps": 1, "meant": 0.999, "repeats": 1000},
+            ["error"],
+            "has 2.72 times the weight that was meant after 1,000 times",
+        ),
+        ({"steps": 1, "meant": 0.999, "repeats": 200}, [], ""),
     ],
 )
 def test_a_decay_that_was_rounded(changes: dict[str, Any], severities: list[str], words: str) -> None:
