@@ -14,7 +14,7 @@ class CoarseUniform:
 
     format: str
     #: "tail": a function that goes to infinity where the numbers go to 0 or 1, such as log; "probability":
-    #: they were compared with one; "entry": they chose from a table by a cumulated distribution
+    #: they were compared with one; "entry": they chose from a table, by a cumulated distribution or as index
     use: Literal["tail", "probability", "entry"]
     #: the lines that drew and used them, and the operation, such as "log"
     place: Place | None = None

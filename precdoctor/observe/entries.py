@@ -2,11 +2,13 @@
 
 Inverse-CDF sampling takes the entry in whose interval of a cumulated distribution a uniform number falls. An
 interval that no number of the format lies in can be told exactly, whatever was drawn. The number is looked
-up with a search, or by counting the bounds below it, where the count is used as an index.
+up with a search, or by counting the bounds below it, where the count is used as an index. Of a table whose
+entries are equally likely the number is scaled and truncated: there all numbers of the format are.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +21,18 @@ from precdoctor.observe.watch import is_plain
 
 #: bounds, of all rows together, that are looked at
 _MOST = 1 << 22
-#: fewer bounds make no table
+#: fewer bounds, or integers, make no table
 _FEWEST = 8
 _SEARCHES = ("aten::searchsorted", "aten::bucketize")
 #: comparisons of bounds with a number, and whether one that lies on a bound counts as beyond it
 _COMPARISONS = {"aten::lt": False, "aten::ge": False, "aten::le": True, "aten::gt": True}
+#: operations that make integers of numbers, and what they add before they round down
+_ROUNDINGS = {
+    f"aten::{name}{suffix}": half
+    for name, half in (("floor", 0.0), ("trunc", 0.0), ("round", 0.5))
+    for suffix in ("", "_")
+}
+_CASTS = ("aten::_to_copy", "aten::copy_")
 _COUNTS = ("aten::sum", "aten::argmax", "aten::count_nonzero", "aten::argmin")
 _LOOKUPS = {
     "aten::embedding": 1,
@@ -128,8 +137,46 @@ def _holds_number(low: Tensor, high: Tensor, right: bool, format: torch.dtype) -
     return torch.where(above, below, largest).double() >= low
 
 
+def _below(limit: float, format: torch.dtype, device: torch.device) -> Tensor:
+    """Return all numbers of a 16-bit format from 0 to below a limit."""
+    bits = int(torch.full((), limit, dtype=format, device="cpu").view(torch.int16))
+    return torch.arange(bits, dtype=torch.int16, device=device).view(format)
+
+
+def _truncated(
+    operation: Operation, numbers: Tensor, format: torch.dtype, low: float, high: float
+) -> Choice | None:
+    """Return what numbers choose that become integers: uniform in a 16-bit format, scaled to low..high."""
+    half = _ROUNDINGS.get(operation.name)
+    if operation.name in _CASTS:
+        dtype = operation.outputs[0].dtype
+        half = None if dtype.is_floating_point or dtype.is_complex or dtype == torch.bool else 0.0
+    if half is None or low < 0 or not _FEWEST <= high - low <= _MOST or not 0 < numbers.numel() <= _MOST:
+        return None
+    every = _below(1.0, format, numbers.device).to(numbers.dtype) * (high - low) + low
+    if low and numbers.dtype == format:  # who knows where it was rounded on the way: any number may come
+        own = _below(high, format, numbers.device)
+        every = torch.cat((every, own[own >= low]))
+    first, last = math.floor(low + half), math.ceil(high + half)
+
+    def integers(tensor: Tensor) -> Tensor:
+        return ((tensor.double() + half).floor().clamp(first, last - 1) - first).long()
+
+    edges = torch.arange(first, last + 1, dtype=torch.float64, device=numbers.device) - half
+    chance = edges.clamp(low, high).diff() / (high - low)
+    unreached = chance > 0
+    unreached[integers(every)] = False
+    return Choice(
+        numbers.numel(),
+        float(chance[unreached].sum()) * numbers.numel(),
+        int(unreached[integers(numbers.detach())].sum()),
+        int((chance > 0).sum()),
+        int(unreached.sum()),
+    )
+
+
 class Choices:
-    """Finds where numbers choose; comparisons are followed from their count to where it is an index."""
+    """Finds where numbers choose; integers made of them are followed to where they are an index."""
 
     def __init__(self) -> None:
         #: what was chosen, by which numbers, and whether bounds were counted already
@@ -139,9 +186,21 @@ class Choices:
         return bool(self._tags)
 
     def of(
-        self, operation: Operation, numbers: Tensor, source: Any, format: torch.dtype, top: float
+        self,
+        operation: Operation,
+        numbers: Tensor,
+        source: Any,
+        format: torch.dtype,
+        ends: tuple[float, float],
     ) -> Choice | None:
-        """Return what numbers between 0 and ``top`` choose now; follow what they are compared with."""
+        """Return what numbers between two ends choose now; follow what they are compared with, or become."""
+        low, top = ends
+        made = _truncated(operation, numbers, format, low, top)
+        if made is not None:
+            out = operation.outputs[0]
+            self._tags[storage_key(out)] = Memory(out), made, source, True
+        if low != 0 or top <= 0:
+            return None
         searched = _searched(operation)
         found = searched or _counted(operation, numbers)
         chosen = _choice(*found, format, top) if found is not None else None

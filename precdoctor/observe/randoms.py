@@ -3,8 +3,8 @@
 Such numbers are coarse near 1, where the distance between neighbours is 2**-8 or 2**-11 and not 2**-24. A
 function that is singular there (a logarithm of 1 - u, or of -log u) never sees its tail; a comparison with a
 probability near 1 comes out as another probability; entries of a table that lie between two of them are never
-chosen. Numbers near 0 can be as fine as in float32, which
-depends on the device, so each use is measured on the numbers that the run has drawn.
+chosen, nor integers between them when they are scaled and truncated. Numbers near 0 can be as fine as
+in float32, which depends on the device, so each use is measured on the numbers that the run has drawn.
 """
 
 from __future__ import annotations
@@ -63,6 +63,8 @@ _SINGULAR: dict[str, Callable[[Tensor], Tensor]] = {
 _INSIDE = frozenset(("log1p", "erfinv", "atanh", "logit", "special_ndtri"))
 #: operations after which they are still evenly spread
 _EVEN = _MOVED | _named("add sub rsub neg mul div")
+#: share of their range, from which a clamp leaves them evenly spread
+_WHOLE = 0.99
 _TAILS = {f"aten::{name}{suffix}": name for name in _SINGULAR for suffix in ("", "_")}
 _COMPARED = {f"aten::{name}{suffix}": name for name in ("lt", "le", "gt", "ge") for suffix in ("", "_")}
 
@@ -155,9 +157,10 @@ class RandomWatch:
         source = next((k for k in known if k is not None), None)
         if source is None:
             return
-        if source.even and source.low == 0 and 0 < source.high < float("inf"):
+        if source.even and source.high < float("inf"):
             numbers, format = inputs[known.index(source)], getattr(torch, source.format)
-            self._chosen(operation, self._choices.of(operation, numbers, source, format, source.high), source)
+            ends = source.low, source.high
+            self._chosen(operation, self._choices.of(operation, numbers, source, format, ends), source)
         if name in _TAILS:
             self._tail(operation, _TAILS[name], inputs[known.index(source)], source)
         elif name in ("aten::floor", "aten::floor_") and 0 < source.low < 1 and source.high - source.low == 1:
@@ -224,6 +227,7 @@ class RandomWatch:
         if support is None:
             self._drawn.pop(storage_key(out), None)
             return
+        whole = "clamp" in name and support[1] - support[0] >= _WHOLE * (source.high - source.low)
         self._drawn[storage_key(out)] = _Drawn(
             memory=Memory(out),
             spot=source.spot,
@@ -232,7 +236,7 @@ class RandomWatch:
             low=support[0],
             high=support[1],
             plain=source.plain and name in _MOVED,
-            even=source.even and name in _EVEN,
+            even=source.even and (name in _EVEN or whole),
             depth=source.depth + (name in _TAILS),
         )
 

@@ -50,15 +50,16 @@ class CoarseRandom(Rule):
     A warning where at least 256 uniform numbers drawn in float16 or bfloat16 went into a function with a
     singularity (log, log1p, 1/x, erfinv, ...), and either none came nearer to it than at a distance within
     which 16 or more were expected, or some lay on it, or all at one place next to it, 100 times more often
-    than expected. Also where a comparison of such numbers came out, rare side first, more than 25 % and
-    6 standard deviations off its probability, with 4 such outcomes seen or expected: `u > 0`, the mask of a
+    than expected. Also where a comparison of such numbers came out, rare side first, more than 25 % and 6
+    standard deviations off its probability, with 4 such outcomes seen or expected: `u > 0`, the mask of a
     rate of 0, is false for one number in some hundred. Also where such numbers choose from a table by bounds
-    that rise (`searchsorted`, `bucketize`, a count of the bounds below them that is then an index), and the
-    entries in whose interval no number of the format lies have together more than 5 % of the probability, and
-    36 draws or more of those seen. A factor between 0.9 and 1 that a cast, or a tensor made of it, has
-    rounded, so that what it leaves to 1 is off by more than half, where tensors are scaled by it, or by what
-    it leaves to 1, in three steps or more, or one value so often, one time after another (a sum of discounted
-    rewards), that its weight is off by more than 25 %: an error where it has become 1.
+    that rise (`searchsorted`, `bucketize`, a count of the bounds below them that is then an index), or scaled
+    and truncated to integers that are then an index (`(u * 1000).long()`), and the entries in whose interval
+    no number of the format lies have together more than 5 % of the probability, and 36 draws or more of those
+    seen. A factor between 0.9 and 1 that a cast, or a tensor made of it, has rounded, so that what it leaves
+    to 1 is off by more than half, where tensors are scaled by it, or by what it leaves to 1, in three steps
+    or more, or one value so often, one time after another (a sum of discounted rewards), that its weight is
+    off by more than 25 %: an error where it has become 1.
 
     ## Blind spots
 

@@ -193,3 +193,77 @@ def test_a_table_finer_than_the_numbers_is_ill(low: Any, entries: int, ways: Any
 )
 def test_other_uses_of_coarse_numbers_are_healthy(act: Callable[[Tensor], Tensor]) -> None:
     assert not seen(lambda: act(torch.rand(64, 64, dtype=LOW)))[1]
+
+
+def to_embed(numbers: Tensor, size: int) -> Tensor:
+    return F.embedding((numbers * size).long(), torch.zeros(size + 1, 2))
+
+
+def to_index(numbers: Tensor, size: int) -> Tensor:
+    index = (numbers.mul(size)).clamp(0, size - 1).floor().to(torch.int32)
+    return torch.zeros(size, 2)[index]
+
+
+def to_gather(numbers: Tensor, size: int) -> Tensor:
+    index = torch.empty(numbers.shape, dtype=torch.long).copy_((size - 1) * numbers.float())
+    return torch.zeros(size).gather(0, index.reshape(-1))
+
+
+def to_select(numbers: Tensor, size: int) -> Tensor:
+    index = (numbers * (size - 1)).round().long().clamp(max=size - 1)
+    return torch.zeros(size).index_select(0, index.reshape(-1))
+
+
+def from_1(numbers: Tensor, size: int) -> Tensor:
+    numbers = torch.empty_like(numbers).uniform_(1, size)
+    return torch.zeros(size + 1)[numbers.long()]
+
+
+@pytest.mark.parametrize("way", [to_embed, to_index, to_gather, to_select, from_1])
+@pytest.mark.parametrize(
+    ("low", "size", "ill"),
+    [
+        (torch.bfloat16, 1000, True),
+        (torch.bfloat16, 320, True),
+        (torch.bfloat16, 256, False),
+        (torch.bfloat16, 10, False),
+        (torch.float16, 1000, False),
+        (torch.float16, 4000, True),
+        (torch.float32, 4000, False),
+    ],
+)
+def test_integers_that_no_number_becomes_are_ill_as_indices(way: Any, low: Any, size: int, ill: bool) -> None:
+    assert seen(lambda: way(torch.rand(64, 64, dtype=low), size))[1] == ill
+
+
+@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
+def test_counts_the_integers_that_no_number_becomes(low: torch.dtype) -> None:
+    size = 5000
+
+    def act() -> Tensor:
+        return torch.zeros(size + 1)[(torch.rand(64, 64, dtype=low) * size).long()]
+
+    (item,), _ = seen(act)
+    every = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(low)
+    every = every[(every >= 0) & (every < 1)]
+    reached = {int(number * size) for number in every}
+    missed = size - len(reached - {size})
+    assert (item.use, item.operation, item.entries, item.unreached) == ("entry", "index", size, missed)
+    assert item.drawn == 4096
+    assert item.expected == pytest.approx(4096 * missed / size)
+    assert item.observed == 0
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda u: (u * 1000).long().float().mean(),  # no index
+        lambda u: torch.zeros(2)[(u < 0.3).long()],
+        lambda u: torch.zeros(2)[u.round().long()],
+        lambda u: torch.zeros(1000)[(u.float().square() * 999).long()],  # not evenly spread
+        lambda u: torch.zeros(1001)[((torch.arange(64) + u.float()) / 64 * 1000).long()],  # stratified
+        lambda u: torch.zeros(1001)[((u.float() + torch.rand(64, 64) / 256) * 996).long()],  # refined
+    ],
+)
+def test_other_integers_are_healthy(act: Callable[[Tensor], Tensor]) -> None:
+    assert not seen(lambda: act(torch.rand(64, 64, dtype=LOW)))[1]
