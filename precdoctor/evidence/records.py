@@ -124,9 +124,11 @@ class Updates:
     relative_rms: float = 0.0
     #: share of the stored results that the replay, rounded to the format, misses by more than an ulp
     mismatch_share: float = 0.0
-    #: share of (element, step) pairs that something else than the optimizer changed before the next step, and
-    #: the EDQ of what is left of the update then; None where steps one after the other were not observed
+    #: share of (element, step) pairs that something else than the optimizer changed before the next step,
+    #: share of these that 16 bits hold (zero aside), and the EDQ of what is left of the update then; None
+    #: where steps one after the other were not observed
     rewritten_share: float = 0.0
+    narrowed_share: float = 0.0
     rewritten: WindowedEdq | None = None
     decay: Decay | None = None
     example: Example | None = None

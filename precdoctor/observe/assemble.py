@@ -197,7 +197,7 @@ def _stepped(
         never = (ledger.intended[part] > 0) & (ledger.lost[part] == ledger.intended[part])
         ups, ups_applied = int(ledger.ups_intended[part].sum()), int(ledger.ups_applied[part].sum())
         lost = int(ledger.lost[part].sum())
-        rewritten_share, rewritten = ledger.kept(index)
+        rewritten_share, narrowed_share, rewritten = ledger.kept(index)
         updates = Updates(
             replay=replay,
             intended=intended,
@@ -217,6 +217,7 @@ def _stepped(
             relative_rms=math.sqrt(uu / max(ledger.clock, 1) / ww) if ww > 0 else 0.0,
             mismatch_share=missed,
             rewritten_share=rewritten_share,
+            narrowed_share=narrowed_share,
             rewritten=rewritten,
             decay=ledger.weight_decay(index, record.steps, per_step),
             example=_example(lane, index),

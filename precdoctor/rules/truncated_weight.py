@@ -9,7 +9,14 @@ from precdoctor.evidence import Evidence, Place, Quantizer, WindowedEdq
 from precdoctor.rules.finding import Finding, Severity
 from precdoctor.rules.merges import lossy_merges
 from precdoctor.rules.prescriptions import ranked
-from precdoctor.rules.reading import Stepped, locations, parameter_subjects, stepped
+from precdoctor.rules.reading import (
+    FLOAT32_BITS,
+    Stepped,
+    format_named,
+    locations,
+    parameter_subjects,
+    stepped,
+)
 from precdoctor.rules.rule import Rule
 from precdoctor.rules.wording import at, count, number, percent, several
 
@@ -19,8 +26,13 @@ WARNING_EDQ = 0.9
 ERROR_EDQ = 0.7
 #: share of updated elements written over, from which it is the weight that is kept on the grid
 MIN_REWRITTEN = 0.05
+#: share of the elements written over that 16 bits hold, from which the weight was cast to 16 bits and back
+MIN_NARROWED = 0.99
 #: the same as ERROR_EDQ for values rounded stochastically, whose saturation is biased (0.754 was measured)
 RANDOM_EDQ = 0.3
+
+
+_Rewritten = tuple[Stepped, WindowedEdq, Quantizer | None]
 
 
 class TruncatedWeight(Rule):
@@ -43,12 +55,14 @@ class TruncatedWeight(Rule):
 
     ## Criterion
 
-    What is left of an update when the next step begins is compared with what was meant: an error below an EDQ
-    of 0.7, a warning below 0.9, both with the upper end of the 95 % interval, where at least 5 % of the
-    updated elements were written over and the values written were seen to be rounded or cast from the weight
-    itself. What is merged is judged by the same limits, at the merge: the change of the base against what was
-    to be added to it. For stochastic rounding, of which single steps are noise, an error below 0.3 only.
-    Projections, clipping, pruning masks and averages written into the weights are none of that.
+    What is left of an update when the next step begins is compared with what was meant: an error below an
+    EDQ of 0.7, a warning below 0.9, both with the upper end of the 95 % interval, where at least 5 % of the
+    updated elements were written over and the values written were seen to be rounded or cast from the
+    weight itself, or are all values that 16 bits hold in a weight of float32 (`model.bfloat16()` for an
+    evaluation, and `model.float()` after it). What is merged is judged by the same limits, at the merge:
+    the change of the base against what was to be added to it. For stochastic rounding, of which single
+    steps are noise, an error below 0.3 only. Projections, clipping, pruning masks and averages written into
+    the weights are none of that.
 
     ## Blind spots
 
@@ -77,21 +91,24 @@ class TruncatedWeight(Rule):
     def criterion(cls, evidence: Evidence) -> list[Finding]:
         """Return a finding per line that writes weights back, and severity."""
         written = {q.parameter: q for q in evidence.quantizers if q.rewritten_at is not None}
-        sorts: dict[tuple[Place | None, Severity], list[tuple[Stepped, WindowedEdq, Quantizer]]] = {}
+        sorts: dict[tuple[Place | None, Severity], list[_Rewritten]] = {}
         for item in stepped(evidence):
             left, quantizer = item.updates.rewritten, written.get(item.parameter.name)
-            if quantizer is None or left is None or item.updates.rewritten_share < MIN_REWRITTEN:
+            known = quantizer is not None or _is_narrowed(item)
+            if not known or left is None or item.updates.rewritten_share < MIN_REWRITTEN:
                 continue
             severity = _severity(left, quantizer)
+            cast = item.parameter.cast
+            place = quantizer.rewritten_at if quantizer is not None else cast.place if cast else None
             if severity is not None:
-                sorts.setdefault((quantizer.rewritten_at, severity), []).append((item, left, quantizer))
+                sorts.setdefault((place, severity), []).append((item, left, quantizer))
         found = [cls._finding(members, place, severity) for (place, severity), members in sorts.items()]
         return [*found, *lossy_merges(evidence, cls.id, cls.name)]
 
     @classmethod
     def _finding(
         cls,
-        members: Sequence[tuple[Stepped, WindowedEdq, Quantizer]],
+        members: Sequence[_Rewritten],
         place: Place | None,
         severity: Severity,
     ) -> Finding:
@@ -109,7 +126,9 @@ class TruncatedWeight(Rule):
                 f"{percent(max(left.edq, 0))} of the descent meant for {worst.parameter.name} is left "
                 f"(EDQ {number(left.edq)})."
             ),
-            locations=locations([place], [quantizer.rounding, quantizer.place]),
+            locations=locations(
+                [place], [quantizer.rounding, quantizer.place] if quantizer is not None else []
+            ),
             measured={
                 "edq": left.edq,
                 "edq_low": left.low,
@@ -133,8 +152,16 @@ class TruncatedWeight(Rule):
         )
 
 
-def _severity(left: WindowedEdq, quantizer: Quantizer) -> Severity | None:
-    if quantizer.rewritten_at_random:
+def _is_narrowed(item: Stepped) -> bool:
+    """Tell whether a weight in float32 is written over by what 16 bits hold, after a cast from them."""
+    cast = item.parameter.cast
+    before = format_named(cast.before) if cast is not None else None
+    is_cast = before is not None and before.bits < FLOAT32_BITS
+    return is_cast and not item.is_low and item.updates.narrowed_share >= MIN_NARROWED
+
+
+def _severity(left: WindowedEdq, quantizer: Quantizer | None) -> Severity | None:
+    if quantizer is not None and quantizer.rewritten_at_random:
         return "error" if left.high < RANDOM_EDQ else None
     if left.high < ERROR_EDQ:
         return "error"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 
-from precdoctor.evidence import Accumulation, Evidence, Parameter, Place, Quantizer, WindowedEdq
+from precdoctor.evidence import Accumulation, Cast, Evidence, Parameter, Place, Quantizer, WindowedEdq
 from precdoctor.rules.truncated_weight import TruncatedWeight
 from tests.rules import build
 
@@ -55,6 +56,25 @@ def test_what_is_left_decides_how_grave_it_is(edq: float, high: float | None, se
 )
 def test_is_silent_where_updates_are_kept_or_written_over_on_purpose(evidence: Evidence) -> None:
     assert TruncatedWeight.criterion(evidence) == []
+
+
+@pytest.mark.parametrize(
+    ("before", "narrowed", "severities"),
+    [("bfloat16", 1.0, ["error"]), ("float16", 1.0, ["error"]), ("float64", 1.0, []), ("bfloat16", 0.9, [])],
+)
+def test_a_module_that_is_cast_to_16_bits_and_back(
+    before: str, narrowed: float, severities: list[str]
+) -> None:
+    back = Cast(before=before, after="float32", how="module.float", place=STORE)
+    weight = trained(share=0.25)
+    assert weight.updates is not None
+    updates = dataclasses.replace(weight.updates, narrowed_share=narrowed)
+    found = TruncatedWeight.criterion(
+        run(dataclasses.replace(weight, cast=back, updates=updates), quantizers=())
+    )
+    assert [f.severity for f in found] == severities
+    for finding in found:
+        assert [place.place for place in finding.locations if place.role == "cause"] == [STORE]
 
 
 def test_stochastic_rounding_is_judged_by_its_bias_not_by_its_noise() -> None:

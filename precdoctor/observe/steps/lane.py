@@ -110,7 +110,7 @@ class Lane:
         before = self._before.fetch(parameters)
         follows = self._last_step is not None and self._last_step == number - 1
         if follows and self.replay != "none" and self.ledger.rewrites < _REWRITES:
-            self.ledger.add_rewrite(before - self._after.values)
+            self.ledger.add_rewrite(before - self._after.values, before)
         if gradients:
             self._fetch_gradients(optimizer, parameters)
         if self.replay == "none":

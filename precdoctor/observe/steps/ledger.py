@@ -64,8 +64,10 @@ class Ledger:
         self.intended, self.lost = zeros(torch.int32), zeros(torch.int32)
         self.ups_intended, self.ups_applied = zeros(torch.int32), zeros(torch.int32)
         self.missed = zeros(torch.int32)
-        # what is left of updates when the next step begins: elements written over, sums of u*u and a*u
-        self.rewritten, self.kept_uu, self.kept_au = zeros(torch.int32), zeros(), zeros()
+        # what is left of updates when the next step begins: elements written over, those of them by a value
+        # other than 0 that 16 bits hold, sums of u*u and a*u
+        self.rewritten, self.narrowed = zeros(torch.int32), zeros(torch.int32)
+        self.kept_uu, self.kept_au = zeros(), zeros()
         self.rewrites = 0
         self.first: Tensor | None = None
         self.before, self.after, self.last_u, self.last_a = zeros(), zeros(), zeros(), zeros()
@@ -147,10 +149,12 @@ class Ledger:
         bins = self._bins(bits, _LOW_PER_LR + math.log2(lr))
         self.energy_per_lr.index_add_(0, bins, squares, alpha=(1 - kept) / lr**2)
 
-    def add_rewrite(self, change: Tensor) -> None:
-        """Add what changed since the last observed step, which was the step before; (n,)."""
+    def add_rewrite(self, change: Tensor, now: Tensor) -> None:
+        """Add what changed since the last observed step, which was the step before, and is now; (n,)."""
         torch.nan_to_num_(change, 0.0, 0.0, 0.0)
-        self.rewritten += (change != 0) & (self.last_u != 0)
+        rewritten = (change != 0) & (self.last_u != 0)
+        self.rewritten += rewritten
+        self.narrowed += rewritten & (now != 0) & ((now.bfloat16() == now) | (now.half() == now))
         self.kept_uu.addcmul_(self.last_u, self.last_u)
         self.kept_au.addcmul_(self.last_a + change, self.last_u)
         self.rewrites += 1
@@ -190,14 +194,19 @@ class Ledger:
                 found.append(WindowedEdq(window=window, edq=ratio[0], low=ratio[1], high=ratio[2]))
         return tuple(found)
 
-    def kept(self, index: int) -> tuple[float, WindowedEdq | None]:
-        """Return the share of updated elements written over before the next step, and the EDQ left then."""
+    def kept(self, index: int) -> tuple[float, float, WindowedEdq | None]:
+        """Return what becomes of updates before the next step.
+
+        The share of updated elements written over, the share of these that 16 bits hold, and the EDQ left.
+        """
         part, cluster = self._part(index)
         ratio = ratio_interval(self.kept_au[part], self.kept_uu[part], cluster) if self.rewrites else None
         if ratio is None:
-            return 0.0, None
-        share = float(self.rewritten[part].double().mean()) / self.rewrites
-        return share, WindowedEdq(window=1, edq=ratio[0], low=ratio[1], high=ratio[2])
+            return 0.0, 0.0, None
+        rewritten = int(self.rewritten[part].sum())
+        share = rewritten / (part.stop - part.start) / self.rewrites
+        narrowed = int(self.narrowed[part].sum()) / max(rewritten, 1)
+        return share, narrowed, WindowedEdq(window=1, edq=ratio[0], low=ratio[1], high=ratio[2])
 
     def net_edq(self, index: int) -> float | None:
         """Return stored travel against that of the shadow's last value, rounded once; None for a short one.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -163,21 +164,35 @@ def test_what_is_left_of_updates_when_the_next_step_begins(seed: int, steps: int
     for step in range(steps):
         update = torch.randn(24) * 0.05
         if step:
-            ledger.add_rewrite(weight - history[-1][1])
+            ledger.add_rewrite(weight - history[-1][1], weight)
         after = weight + update
         ledger.add(weight.clone(), after.clone(), update.double(), 0.0)
         history.append((weight, after, update))
         weight = (after * 8).round() / 8
-    share, left = ledger.kept(0)
+    share, narrowed, left = ledger.kept(0)
 
     expected = reference.kept([tuple(t.tolist() for t in row) for row in history])
     assert left is not None
     assert (share, left.edq) == pytest.approx(expected, rel=1e-3, abs=1e-5)
     assert left.low <= left.edq <= left.high
+    moved = [(a != b[0]) & (u != 0) for (_, a, u), b in itertools.pairwise(history)]
+    zeros = [m & (b[0] == 0) for m, b in zip(moved, history[1:], strict=True)]
+    rewritten, zero = (int(torch.stack(which).sum()) for which in (moved, zeros))
+    assert narrowed == pytest.approx(
+        1 - zero / max(rewritten, 1) if rewritten else 0.0
+    )  # 16 bits hold eighths
+
+
+def test_values_that_16_bits_do_not_hold_are_not_narrowed() -> None:
+    ledger = Ledger([Segment(0, 4, 1)], FLOAT32, torch.float32, torch.device("cpu"))
+    ledger.add(torch.zeros(4), torch.ones(4), torch.ones(4).double(), 0.0)
+    now = torch.tensor([1.0, 1 + 2**-7, 1 + 2**-10, 1 + 2**-11])  # the first was not written over
+    ledger.add_rewrite(now - 1, now)
+    assert ledger.kept(0)[:2] == (0.75, pytest.approx(2 / 3))
 
 
 def test_steps_that_were_not_observed_one_after_the_other_say_nothing_of_what_is_left() -> None:
     ledger = Ledger([Segment(0, 8, 1)], FLOAT32, torch.float32, torch.device("cpu"))
     ledger.add(torch.zeros(8), torch.ones(8), torch.ones(8).double(), 0.0)
 
-    assert ledger.kept(0) == (0.0, None)
+    assert ledger.kept(0) == (0.0, 0.0, None)
