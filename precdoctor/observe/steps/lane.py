@@ -276,8 +276,14 @@ class Lane:
                     return replay()
                 except CannotReplay:
                     # code with explicit .float() calls takes no float64 state beside them
-                    self._state_as_is = True
-            return replay()
+                    self._state_as_is = bool(self._roles)
+            try:
+                return replay()
+            except CannotReplay:
+                if not exact or self.low or self.replay == "whole tensor":
+                    raise
+                # state that it makes in float32 takes no float64 gradient
+                return self._replay(optimizer, group, None, overrides, exact=False)
 
     def _replay(
         self,

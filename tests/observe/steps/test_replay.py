@@ -84,6 +84,43 @@ def test_replays_whole_tensors_where_elements_depend_on_each_other(name: str) ->
         assert torch.allclose(a, b, rtol=2e-2, atol=1e-2 * float(a.abs().max()))
 
 
+class Compact(torch.optim.Optimizer):
+    """RMSprop with a momentum that it makes in float32 and squares that it keeps in float16."""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params, {"lr": 1e-3})
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        for p in self.param_groups[0]["params"]:
+            state = self.state[p]
+            if not state:
+                state["m"] = torch.zeros_like(p, dtype=torch.float32)
+                state["v"] = torch.zeros_like(p, dtype=torch.float16)
+            state["m"].lerp_(p.grad, 0.1)
+            state["v"].copy_(0.9 * state["v"].float() + 0.1 * p.grad.square())
+            p.sub_(1e-3 * state["m"] / (state["v"].float().sqrt() + 1e-4))
+
+
+def test_an_optimizer_that_makes_its_state_in_float32_is_replayed() -> None:
+    weight = nn.Parameter(torch.ones(64))
+    optimizer, travel = Compact([weight]), torch.zeros(64)
+    with Doctor(every=1) as doctor:
+        for _ in range(6):
+            before = weight.detach().clone()
+            weight.grad = torch.full((64,), 1e-5)  # its square is no number of float16
+            optimizer.step()
+            travel += weight.detach() - before
+    evidence = doctor.evidence()
+    (seen,) = evidence.parameters
+    assert seen.updates is not None
+    assert seen.updates.replay == "elementwise"
+    assert seen.updates.mismatch_share == 0
+    assert seen.updates.drift_applied == pytest.approx(float(travel.mean()), rel=1e-4)
+    (state,) = evidence.states
+    assert (state.key, state.format, state.flushed_share) == ("v", "float16", 1.0)
+
+
 def test_an_optimizer_that_cannot_be_replayed_is_judged_by_motion_and_says_why() -> None:
     p = nn.Parameter(torch.ones(8, dtype=torch.bfloat16))
     optimizer = torch.optim.LBFGS([p], lr=0.5)
