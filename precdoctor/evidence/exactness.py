@@ -96,6 +96,8 @@ class Cancellation(Site):
     source_format: str = ""
     #: what it rounded are probabilities or their logarithms
     probabilities: bool = False
+    #: it goes into an exponential: it is the logarithm of a ratio
+    ratio: bool = False
     #: one of torch's derivatives makes it, of the forward operation whose line this is
     derivative: bool = False
     #: norm of the error over norm of the exact value: of the arguments and of the result, at worst

@@ -64,6 +64,12 @@ def test_a_difference_of_log_probabilities_that_is_noise_is_a_warning() -> None:
     assert "compute log_softmax" in finding.prescriptions[-1].why
 
 
+def test_the_logarithm_of_a_ratio_that_is_noise_is_a_warning() -> None:
+    (finding,) = judged(ratio(probabilities=False, ratio=True, source="mul"))
+    assert finding.severity == "warning"
+    assert not judged(ratio(probabilities=False, source="mul"))
+
+
 def test_what_was_cast_is_to_be_left_as_it_was() -> None:
     (finding,) = judged(ratio(source="_to_copy"))
     assert "leave what is rounded to bfloat16" in finding.prescriptions[-1].why

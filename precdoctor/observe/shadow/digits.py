@@ -125,6 +125,12 @@ class DigitWatch:
         What the forward pass has lost is judged by where it gets to there, not by torch's derivatives.
         """
         carriers = sorted((s for s in shadows if s.damage is not None), key=lambda s: -s.error)
+        if (
+            look.kind.name == "exp"
+        ):  # of a difference it is a ratio, and the difference that of two logarithms
+            for lost in (s.damage for s in carriers):
+                if isinstance(lost, CancellationSite):
+                    lost.ratio = True
         site = carriers[0].damage if carriers else other
         if site is None or (look.is_derivative and not site.backward):
             return None, False

@@ -152,6 +152,7 @@ class CancellationSite(Site):
     """See `precdoctor.evidence.exactness.Cancellation`."""
 
     derivative: bool = False
+    ratio: bool = False
     error_before: float = 0.0
     error: float = 0.0
     error_first: float = 0.0
@@ -177,6 +178,7 @@ class CancellationSite(Site):
             source_format=str(origin.format).removeprefix("torch.") if origin is not None else "",
             probabilities=origin is not None and origin.probabilities,
             derivative=self.derivative,
+            ratio=self.ratio,
             error_before=self.error_before,
             error=self.error,
             error_first=self.error_first,

@@ -136,6 +136,23 @@ def test_knows_probabilities_that_are_cast_after_they_were_picked_out() -> None:
     assert not only(seen(residual).cancellations).probabilities
 
 
+def test_a_difference_that_goes_into_an_exponential_is_the_logarithm_of_a_ratio() -> None:
+    action = torch.randn(32, 24, generator=torch.Generator().manual_seed(0))
+
+    def density(mean: float, wanted: torch.dtype) -> Tensor:
+        off = action.to(wanted) - mean
+        return (-0.5 * off * off - 0.9).sum(-1)
+
+    def ratio(mean: float, wanted: torch.dtype = torch.bfloat16) -> Tensor:
+        return (density(mean, wanted) - density(0.0, wanted)).exp().float().mean()
+
+    site = only(seen(lambda: ratio(1e-3)).cancellations)
+    assert (site.source_format, site.probabilities, site.ratio) == ("bfloat16", False, True)
+    assert site.error > 0.5
+    assert not seen(lambda: ratio(1e-3, torch.float32)).cancellations
+    assert not seen(lambda: ratio(0.0)).cancellations  # the same policy: 1 in exact arithmetic too
+
+
 def healthy(act: object) -> Exactness:
     found = seen(act)  # type: ignore[arg-type]
     assert not any(site.reached for site in found.cancellations), found.cancellations
