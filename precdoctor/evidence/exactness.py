@@ -32,7 +32,8 @@ class Site:
     #: what wrong values of it reached, each with the number of passes: "layer" (an operation with weights),
     #: "loss" (one not yet down to a hundredth of what it was), "gradient", "parameter", "logarithm" (or a
     #: reciprocal, and from there something else), "read" (by Python, as a number),
-    #: "schedule" (a root, logarithm or quotient of what a number leaves of values looked up in a schedule)
+    #: "schedule" (a root, logarithm or quotient of what a number leaves of values looked up in a schedule),
+    #: "choice" (of elements by these values, half of which exact ones would have made otherwise)
     reached: tuple[tuple[str, int], ...] = ()
     #: where they were first seen to, and the largest error there: its norm over that of the exact value
     reached_at: Place | None = None

@@ -56,25 +56,26 @@ class Cancellation(Rule):
     it is in float64 (norm of the difference over norm), or more than 30 % of its elements by half their
     value, and its arguments are off by less than an eighth of that: it is here that the digits go. And the
     damage is seen to reach a layer, the loss (one not yet down to 1 % of what it was), a gradient, a
-    parameter, or goes through a logarithm or a reciprocal, in at least two forward passes and 10 % of those
-    seen; one pass is enough, in code without gradient, where a model is evaluated in it, what is reached
-    (or read by Python, except the difference of two numbers that another line has made: how far a loss has
-    come) is off by more than 50 %, and it is so in half of the evaluations. A quotient by the difference
-    that is subtracted from 1, as in a score (R2), counts there as it is. A warning where a single
-    difference, without gradient, scales what is added to tensors, as in steps of methods that need none,
-    eight times or more. Where Python reads it (or two numbers, one after the other, of which it may take
-    the difference), a number that tensors are scaled with tells: it is zero whenever the difference is, and
-    else of its sign, or always of the other. An error where what it reaches is off by more than 50 %, else
-    a warning. A warning, too, for a difference of probabilities or their logarithms, or one that an
-    exponential makes a ratio of, formed in 16 bits or rounded to them, that gradient goes through and that
-    is off by more than 50 % in half of the passes; and where the script fails in a factorization just
-    after. Of a schedule, which is a table of 32 numbers or more that rises or falls all along, 1 % of the
-    elements off by half their value are enough, in c - a of what is looked up in it (or of all of it) in 16
-    bits, where a root, a logarithm or a quotient of that is taken: the first timesteps of a noise schedule
-    get no noise. In one of torch's derivatives it is a note: where the problem itself is ill-conditioned,
-    as a system of equations may be, other arithmetic does not help. Exact counts what layers return: the
-    rounding of mixed precision inside the model is not judged. Results that are zero but for the rounding
-    of float64 are none.
+    parameter, a choice of elements (neighbours, an order, the largest: more than half of what is chosen is
+    off by 10 % in its exact value), or goes through a logarithm or a reciprocal, in at least two forward
+    passes and 10 % of those seen; one pass is enough, in code without gradient, where a model is evaluated
+    in it, what is reached (or read by Python, except the difference of two numbers that another line has
+    made: how far a loss has come) is off by more than 50 %, and it is so in half of the evaluations. A
+    quotient by the difference that is subtracted from 1, as in a score (R2), counts there as it is. A
+    warning where a single difference, without gradient, scales what is added to tensors, as in steps of
+    methods that need none, eight times or more. Where Python reads it (or two numbers, one after the other,
+    of which it may take the difference), a number that tensors are scaled with tells: it is zero whenever
+    the difference is, and else of its sign, or always of the other. An error where what it reaches is off
+    by more than 50 %, else a warning. A warning, too, for a difference of probabilities or their
+    logarithms, or one that an exponential makes a ratio of, formed in 16 bits or rounded to them, that
+    gradient goes through and that is off by more than 50 % in half of the passes; and where the script
+    fails in a factorization just after. Of a schedule, which is a table of 32 numbers or more that rises or
+    falls all along, 1 % of the elements off by half their value are enough, in c - a of what is looked up
+    in it (or of all of it) in 16 bits, where a root, a logarithm or a quotient of that is taken: the first
+    timesteps of a noise schedule get no noise. In one of torch's derivatives it is a note: where the
+    problem itself is ill-conditioned, as a system of equations may be, other arithmetic does not help.
+    Exact counts what layers return: the rounding of mixed precision inside the model is not judged. Results
+    that are zero but for the rounding of float64 are none.
 
     ## Blind spots
 

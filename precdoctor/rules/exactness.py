@@ -27,7 +27,7 @@ MIN_LOSSES = 3
 #: correct bit on the whole
 ERROR = 0.5
 #: where wrong values do harm by being there, in training
-_ENDS = ("layer", "loss", "gradient", "parameter", "logarithm", "schedule")
+_ENDS = ("layer", "loss", "gradient", "parameter", "logarithm", "schedule", "choice")
 _IN_WORDS = {
     "layer": "the layers that follow",
     "loss": "the loss",
@@ -35,6 +35,7 @@ _IN_WORDS = {
     "parameter": "the parameters",
     "logarithm": "a logarithm or a reciprocal, which makes a large error of it",
     "schedule": "a root, a logarithm or a quotient, for the first values of a schedule",
+    "choice": "the choice of elements",
     "read": "Python, which reads it",
 }
 

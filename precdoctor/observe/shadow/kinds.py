@@ -76,6 +76,8 @@ logspace
 _FACTORIES = frozenset(_FACTORIES_TEXT.split())
 _COUNTING = frozenset(("arange", "linspace", "logspace"))
 _WAVES = frozenset(("sin", "cos"))
+#: they give the indices of elements that they choose by their values
+_CHOOSES = frozenset(("topk", "sort", "argmin", "argmax", "kthvalue", "min", "max"))
 #: the same values in another place or format: a weight stays a weight
 _SAME = frozenset(("_to_copy", "clone", "contiguous", "expand_copy"))
 
@@ -107,6 +109,7 @@ class Kind:
     same: bool = False
     log: bool = False
     probabilities: bool = False
+    chooses: bool = False
 
     @property
     def adds(self) -> bool:
@@ -146,4 +149,5 @@ def kind_of(func: Any) -> Kind:
         same=name in _SAME,
         log=name in _LOGS,
         probabilities=name in _PROBABILITIES,
+        chooses=name in _CHOOSES,
     )
