@@ -6,19 +6,81 @@ that a damaged distance or score does its harm.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from precdoctor.observe.frames import Spot, UserCode
+from precdoctor.observe.lineage.made import Memory, storage_key
 from precdoctor.observe.probe.operations import Operation, tensors_in
-from precdoctor.observe.shadow.table import replay
+from precdoctor.observe.shadow.look import floats
+from precdoctor.observe.shadow.sites import Site
+from precdoctor.observe.shadow.table import ShadowTable, replay
 
 #: exact value of what is chosen, off that of what should have been, from which it is another choice
 _OFF = 0.1
+#: share of what is chosen by damaged values from which it is another choice altogether
+_CHOICES = 0.5
+#: indices that wait for their use at the same time
+_MOST = 64
 
 
-def chosen_otherwise(operation: Operation, tensor: Tensor, exact: Tensor) -> float | None:
+class _Choice(NamedTuple):
+    """Indices that damaged values gave, and that nothing has used so far."""
+
+    indices: Memory
+    damage: Site
+    number: int
+    spot: Spot | None
+    share: float
+
+    def matters(self) -> None:
+        """Count it."""
+        self.damage.reach("choice", self.number, self.spot, self.share)
+
+
+class ChoiceWatch:
+    """Knows the indices that damaged values gave, until they are used.
+
+    Where an operation gives the values as well (the largest, the best few), the indices may not be what it
+    was called for.
+    """
+
+    def __init__(self, code: UserCode, table: ShadowTable) -> None:
+        self._code, self._table = code, table
+        self._unused: dict[int, _Choice] = {}
+
+    def used(self, operation: Operation) -> None:
+        """Count the choices that an operation uses."""
+        for tensor in operation.inputs if self._unused else ():
+            choice = self._unused.pop(storage_key(tensor), None) if tensor.dtype == torch.int64 else None
+            if choice is not None and not choice.indices.gone:
+                choice.matters()
+
+    def chosen(self, operation: Operation, number: int) -> None:
+        """Look at what an operation of the forward pass ``number`` chooses."""
+        tensor = next(iter(floats(operation.inputs)), None)
+        shadow = self._table.get(tensor) if tensor is not None else None
+        if tensor is None or shadow is None or shadow.damage is None:
+            return
+        share = _chosen_otherwise(operation, tensor, shadow.view(tensor))
+        indices = _indices(operation.outputs)
+        if share is None or indices is None or share <= _CHOICES:
+            return
+        spot = self._code.innermost(operation.frame)[0]
+        choice = _Choice(Memory(indices), shadow.damage, number, spot, share)
+        if len(operation.outputs) == 1:
+            choice.matters()
+        elif len(self._unused) < _MOST:
+            self._unused[choice.indices.key] = choice
+
+    def clear(self) -> None:
+        """Forget the indices at hand."""
+        self._unused.clear()
+
+
+def _chosen_otherwise(operation: Operation, tensor: Tensor, exact: Tensor) -> float | None:
     """Return the share of choices that are off those by ``exact`` values; None where nothing is chosen.
 
     Elements of nearly the same value are the same choice, and so is another order of the best few.

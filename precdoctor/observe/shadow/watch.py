@@ -27,7 +27,7 @@ from precdoctor.observe.lineage.made import storage_key
 from precdoctor.observe.models import Models
 from precdoctor.observe.probe.operations import Operation, tensors_in
 from precdoctor.observe.shadow.backward import BackwardWatch
-from precdoctor.observe.shadow.choices import chosen_otherwise
+from precdoctor.observe.shadow.choices import ChoiceWatch
 from precdoctor.observe.shadow.digits import NARROW, DigitWatch, hurt_of, measured
 from precdoctor.observe.shadow.follow import Follower, is_parameter
 from precdoctor.observe.shadow.infinite import LARGEST, InfinityWatch, is_finite
@@ -43,8 +43,6 @@ from precdoctor.observe.shadow.table import ShadowTable
 _EARLY, _EVALUATIONS = 3, 3
 #: CPU seconds of this thread, and share of its time beyond them, that following values may take
 _SECONDS, _SHARE = 1.0, 0.25
-#: share of what is chosen by damaged values from which it is another choice altogether
-_CHOICES = 0.5
 #: share of the largest loss seen below which what is left of a loss is rounding, and that is no illness
 _CONVERGED = 0.01
 
@@ -64,6 +62,7 @@ class ShadowWatch:
         self._backward = BackwardWatch(code, self._infinite)
         self._digits = DigitWatch(self._table)
         self._steering = SteeringWatch(self._table, self._digits)
+        self._choices = ChoiceWatch(code, self._table)
         self._follower = Follower(self._table, self._marks, self._infinite, self._digits)
         #: forward passes, told apart by the calls of backward: the number of this one, and those looked at
         self._number, self._passes = 0, set[int]()
@@ -91,8 +90,9 @@ class ShadowWatch:
         kind = kind_of(operation.func)
         if not operation.backward:
             self._backward.kept(floats(operation.inputs))
-        if kind.chooses and not operation.backward:
-            self._choose(operation)
+            self._choices.used(operation)
+            if kind.chooses:
+                self._choices.chosen(operation, self._number)
         if kind.ignored and not operation.backward:
             self._marks.view_of(operation.args)
         if kind.ignored or self._is_overspent():
@@ -131,6 +131,7 @@ class ShadowWatch:
         self._marks.clear()
         self._follower.schedules.clear()
         self._steering.clear()
+        self._choices.clear()
 
     def losses(self, losses: Sequence[Tensor], step: int, place: Place | None) -> None:
         """Look at the losses that ``backward`` is about to be called on."""
@@ -261,16 +262,6 @@ class ShadowWatch:
             if hurt_of(shadow.damage, tensor, exact, error) is not None:
                 spot = look.spot if look is not None else None
                 shadow.damage.reach(where, self._number, spot, error)
-
-    def _choose(self, operation: Operation) -> None:
-        tensor = next(iter(floats(operation.inputs)), None)
-        shadow = self._table.get(tensor) if tensor is not None else None
-        if tensor is None or shadow is None or shadow.damage is None:
-            return
-        share = chosen_otherwise(operation, tensor, shadow.view(tensor))
-        if share is not None and share > _CHOICES:
-            spot = self._code.innermost(operation.frame)[0]
-            shadow.damage.reach("choice", self._number, spot, share)
 
     def _is_read(self, tensor: Tensor) -> None:
         site = self._infinite.site(tensor)

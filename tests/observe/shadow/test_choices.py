@@ -61,3 +61,15 @@ def test_a_choice_among_values_that_are_nearly_the_same_is_none() -> None:
     found = seen(forward).cancellations
     assert any(site.error > 0.1 for site in found)
     assert not any(dict(site.reached) for site in found)
+
+
+def test_the_least_value_is_no_choice_of_one() -> None:
+    def forward() -> Tensor:
+        points = 30 * torch.rand(48, 3, generator=torch.Generator().manual_seed(0))
+        distances = squared(points + 5e5) + 1e9 * torch.eye(48)
+        distances.min(1).values.mean()
+        return HEAD(points / 30).sum()
+
+    found = seen(forward).cancellations
+    assert found
+    assert not any(dict(site.reached) for site in found)
