@@ -97,7 +97,7 @@ class Cancellation(Site):
     source_format: str = ""
     #: what it rounded are probabilities or their logarithms
     probabilities: bool = False
-    #: it goes into an exponential: it is the logarithm of a ratio
+    #: it goes into an exponential that it puts off: it is the logarithm of a ratio
     ratio: bool = False
     #: one of torch's derivatives makes it, of the forward operation whose line this is
     derivative: bool = False

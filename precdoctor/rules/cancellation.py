@@ -67,13 +67,13 @@ class Cancellation(Rule):
     of which it may take the difference), a number that tensors are scaled with tells: it is zero whenever
     the difference is, and else of its sign, or always of the other. An error where what it reaches is off
     by more than 50 %, else a warning. A warning, too, for a difference of probabilities or their
-    logarithms, or one that an exponential makes a ratio of, formed in 16 bits or rounded to them, that
-    gradient goes through and that is off by more than 50 % in half of the passes; and where the script
-    fails in a factorization just after. Of a schedule, which is a table of 32 numbers or more that rises or
-    falls all along, 1 % of the elements off by half their value are enough, in c - a of what is looked up
-    in it (or of all of it) in 16 bits, where a root, a logarithm or a quotient of that is taken: the first
-    timesteps of a noise schedule get no noise. In one of torch's derivatives it is a note: where the
-    problem itself is ill-conditioned, as a system of equations may be, other arithmetic does not help.
+    logarithms, or one that an exponential makes a ratio of (off by 2 %), formed in 16 bits or rounded to
+    them, that gradient goes through and that is off by more than 50 % in half of the passes; and where the
+    script fails in a factorization just after. Of a schedule, which is a table of 32 numbers or more that
+    rises or falls all along, 1 % of the elements off by half their value are enough, in c - a of what is
+    looked up in it (or of all of it) in 16 bits, where a root, a logarithm or a quotient of that is taken:
+    the first timesteps of a noise schedule get no noise. In one of torch's derivatives it is a note: where
+    the problem itself is ill-conditioned, as a system of equations may be, other arithmetic does not help.
     Exact counts what layers return: the rounding of mixed precision inside the model is not judged. Results
     that are zero but for the rounding of float64 are none.
 

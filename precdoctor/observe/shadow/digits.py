@@ -34,6 +34,8 @@ _NOTHING = 1e-14
 _BEYOND_ROUNDING = 1e-5
 #: error of an argument of sin or cos that counts, radians
 _TURNED = 0.5
+#: error of the exponential of a difference from which the ratio that it is is off
+_RATIO = 0.02
 #: logarithm of a probability, below the largest of its row, from which on it is as good as zero: 2e-22
 _NEGLIGIBLE = 50.0
 NARROW = (torch.float16, torch.bfloat16)
@@ -125,9 +127,7 @@ class DigitWatch:
         What the forward pass has lost is judged by where it gets to there, not by torch's derivatives.
         """
         carriers = sorted((s for s in shadows if s.damage is not None), key=lambda s: -s.error)
-        if (
-            look.kind.name == "exp"
-        ):  # of a difference it is a ratio, and the difference that of two logarithms
+        if look.kind.name == "exp" and rel > _RATIO:  # the difference is that of two logarithms
             for lost in (s.damage for s in carriers):
                 if isinstance(lost, CancellationSite):
                     lost.ratio = True

@@ -159,6 +159,19 @@ def healthy(act: object) -> Exactness:
     return found
 
 
+def test_scores_nearly_alike_make_sound_probabilities() -> None:
+    queries, keys = (torch.randn(16, 32, generator=torch.Generator().manual_seed(n)) for n in (0, 1))
+
+    def attend() -> Tensor:
+        scores = 1.0 + 2e-4 * (queries @ keys.T)
+        weights = (scores.bfloat16() - 1.0).exp().float()
+        return (weights / weights.sum(-1, keepdim=True)).square().sum()
+
+    site = only(seen(attend).cancellations)
+    assert site.error > 0.5
+    assert not site.ratio
+
+
 def test_differences_of_exact_values_are_sound() -> None:
     one, other = torch.randn(64).bfloat16(), torch.randn(64).bfloat16()
     close = one * (1 + 2**-7)
