@@ -349,9 +349,11 @@ class Slot:
     @property
     def kind(self) -> AccumulationKind:
         """Return what is done to it."""
-        if self.trained and (self.gradient or not self.weights) and not bool(self.only_scaled):
+        decays = self.decays > 0 and self.log_decay < -1e-9 * self.decays
+        # a copy that was left with ``requires_grad`` is scaled down for what it follows, and gets no gradient
+        if self.trained and (self.gradient or not (self.weights or decays)) and not bool(self.only_scaled):
             return "update"
-        if self.decays and self.log_decay < -1e-9 * self.decays:
+        if decays:
             return "average"
         if self.gradient:
             return "gradient"

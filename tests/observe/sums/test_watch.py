@@ -289,6 +289,18 @@ def test_an_average_is_known_in_any_style(style: str) -> None:
     assert record.lost_share > 0.8
 
 
+def test_a_copy_that_still_requires_grad_is_an_average() -> None:
+    model = nn.Linear(4, 4)
+    average = copy.deepcopy(model).half()
+
+    def update(_: int) -> None:
+        for mine, theirs in zip(average.parameters(), model.parameters(), strict=True):
+            mine.data = 0.999 * mine.data + 0.001 * theirs.data.half()
+
+    kinds = {a.kind for a in watched(update, 3, model)}
+    assert kinds == {"average"}
+
+
 def test_an_average_is_followed_while_the_probe_sleeps() -> None:
     torch.manual_seed(0)
     model, steps = nn.Linear(4, 4), 60
