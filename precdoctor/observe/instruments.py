@@ -20,7 +20,7 @@ from precdoctor.observe.lineage.made import Made
 from precdoctor.observe.models import Models
 from precdoctor.observe.passes import Passes
 from precdoctor.observe.predictions import PredictionWatch
-from precdoctor.observe.probe.operations import Instrument
+from precdoctor.observe.probe.operations import Instrument, is_transformed
 from precdoctor.observe.quantizers.clipping import ClippingWatch
 from precdoctor.observe.quantizers.gradients import GradientQuantizerWatch
 from precdoctor.observe.quantizers.watch import QuantizerWatch
@@ -83,7 +83,8 @@ class Instruments:
         self, outputs: Sequence[Any], seeds: Sequence[Any], inputs: Sequence[Any], result: Any
     ) -> None:
         """Take note of a backward pass that has ended: what of, and the gradients that it returned."""
-        self.passes.note(outputs, seeds)
+        if not is_transformed():
+            self.passes.note(outputs, seeds)
         with suppress(NotImplementedError):  # gradients of many directions at once lie in no memory
             if result:
                 self.accumulations.book.marks.gradients(inputs, result)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 
 #: elements of a run: one cache line of float32
 RUN = 16
@@ -78,6 +78,13 @@ def is_plain(tensor: Tensor) -> bool:
     ordinary = type(tensor) in (Tensor, torch.nn.Parameter) and tensor.layout == torch.strided
     special = tensor.is_meta or tensor.is_quantized or is_functorch_wrapped_tensor(tensor)
     return ordinary and not special and not torch.__future__.get_swap_module_params_on_conversion()
+
+
+def inside(tensor: Tensor) -> Tensor:
+    """Return the tensor in memory that one of `torch.func` stands for; any other is returned itself."""
+    while is_functorch_wrapped_tensor(tensor):
+        tensor = get_unwrapped(tensor)
+    return tensor
 
 
 def limit_for(numels: list[int], element_sizes: list[int], watch: int | None, memory: float) -> int:

@@ -15,7 +15,7 @@ from precdoctor.observe.frames import Spot, UserCode
 from precdoctor.observe.lineage.lineage import Lineage
 from precdoctor.observe.lineage.made import Memory, Root, storage_key
 from precdoctor.observe.probe.operations import Operation
-from precdoctor.observe.watch import is_plain
+from precdoctor.observe.watch import inside, is_plain
 
 LOW = (torch.float16, torch.bfloat16)
 #: makers of tensors that take their format from the default where none is given
@@ -100,6 +100,8 @@ class Marks:
         self._lineage = lineage
         self._gradients: dict[int, Memory] = {}
         self._weights: dict[int, Memory] = {}
+        #: tensors of which `torch.func` has taken a gradient
+        self._functional: dict[int, Memory] = {}
         #: the parameter whose gradient lies in a memory
         self._owners: dict[int, Root] = {}
         self._limit = _MANY
@@ -134,11 +136,25 @@ class Marks:
                     self._gradients[key] = Memory(gradient)
 
     def gradients(self, inputs: Sequence[Any], gradients: Sequence[Tensor | None]) -> None:
-        """Take note of the gradients of some tensors that a backward pass returned: those of parameters."""
+        """Take note of the gradients of some tensors that a backward pass returned: those of parameters.
+
+        `torch.func` takes them of any tensors, which it wraps: these are parameters too.
+        """
         for tensor, gradient in zip(inputs, gradients, strict=False):
-            is_parameter = isinstance(tensor, Tensor) and tensor.is_leaf and tensor.requires_grad
-            if is_parameter and gradient is not None and is_plain(gradient) and not gradient.requires_grad:
+            if not isinstance(tensor, Tensor) or gradient is None:
+                continue
+            parameter, gradient = inside(tensor), inside(gradient)
+            functional = parameter is not tensor and is_plain(parameter)
+            is_parameter = functional or (tensor.is_leaf and tensor.requires_grad)
+            if is_parameter and is_plain(gradient) and not gradient.requires_grad:
                 self._gradients[storage_key(gradient)] = Memory(gradient)
+                if functional:
+                    self._functional[storage_key(parameter)] = Memory(parameter)
+
+    def is_functional(self, tensor: Tensor) -> bool:
+        """Tell whether `torch.func` has taken a gradient of a tensor."""
+        known = self._functional.get(storage_key(tensor))
+        return known is not None and not known.gone
 
     def owner(self, key: int) -> Root | None:
         """Return the parameter whose gradient lies in a memory, as of the last backward pass."""
@@ -156,6 +172,6 @@ class Marks:
 
     def forget(self) -> None:
         """Forget what is gone."""
-        for table in (self._gradients, self._weights):
+        for table in (self._gradients, self._weights, self._functional):
             for key in [key for key, memory in table.items() if memory.gone]:
                 del table[key]

@@ -25,7 +25,6 @@ from precdoctor.observe.probe.operations import (
     Operation,
     Persistent,
     is_capturing,
-    is_transformed,
 )
 from precdoctor.observe.probe.scopes import Scopes
 
@@ -181,7 +180,7 @@ class OperationProbe:
             self._wake()
 
     def _passed(self, args: tuple[Any, ...], result: Any) -> None:
-        if self._ended or self._in_step or self._paused or not self._at_home or is_transformed():
+        if self._ended or self._in_step or self._paused or not self._at_home:
             return
         if len(args) > 4:
             self.on_backward(args[0], args[1], args[4], result)

@@ -169,6 +169,27 @@ def test_a_weight_that_is_a_new_tensor_after_each_step_is_updated(graded: bool) 
     assert record.updates >= 8
 
 
+@pytest.mark.parametrize("many", [False, True])
+def test_a_weight_whose_gradient_a_function_gives_is_updated(many: bool) -> None:
+    weights = {"w": torch.full((3, 64), 1.0, dtype=BF16)}
+
+    def loss(weights: dict[str, Tensor], x: Tensor) -> Tensor:
+        return (weights["w"] * x).float().square().mean()
+
+    gradient = torch.func.grad(loss)
+    if many:
+        gradient = torch.func.vmap(gradient, in_dims=({"w": 0}, None))
+
+    def update(_: int) -> None:
+        nonlocal weights
+        gradients = gradient(weights, torch.ones(64, dtype=BF16))
+        weights = {name: weight - 1e-3 * gradients[name] for name, weight in weights.items()}
+
+    record = only(watched(update), "update")
+    assert (record.lost_share, record.edq) == (1.0, 0.0)
+    assert float(weights["w"].min()) == 1.0
+
+
 def test_what_a_forward_pass_adds_to_a_weight_is_no_update() -> None:
     weight = torch.full((64,), 1.5, dtype=BF16, requires_grad=True)
     with Doctor(probe=True) as doctor:
