@@ -87,8 +87,9 @@ class CheckpointWatch:
         self._now: list[tuple[_Snapshot, frozenset[int]]] = []
         #: weights that were rounded themselves to be saved, and have not been stepped since
         self._rounded: list[_Snapshot] = []
-        self._step = -1
-        self._steps = 0
+        #: optimizer steps as reported; those of all optimizers together, and how many at the last save
+        self._steps = self._moment = 0
+        self._saved_at = -1
         #: loaded from a low format, and optimizers whose state was loaded, and not stepped since
         self._loaded: list[_Snapshot] = []
         self._resumed: list[weakref.ref[torch.optim.Optimizer]] = []
@@ -109,6 +110,7 @@ class CheckpointWatch:
     def stepped(self, steps: int) -> None:
         """Take note that an optimizer has made a step; ``steps`` were made in all."""
         self._steps = steps
+        self._moment += 1
         if self._loaded or self._rounded:
             self._went_on()
 
@@ -175,9 +177,9 @@ class CheckpointWatch:
             known.times += 1
             known.steps = (known.steps[0], self._steps)
             return
-        if self._step != self._steps:
+        if self._saved_at != self._moment:
             self._close()
-            self._step = self._steps
+            self._saved_at = self._moment
         self._states.saved(saved, self._optimizers(), spot, self._steps)
         self._state |= holds_state
         formats = self._formats()

@@ -90,6 +90,23 @@ def test_what_training_goes_on_from_is_told_from_what_is_used(act: Save, expecte
     assert found(act)[1] == expected
 
 
+def test_an_export_at_another_time_is_not_beside_the_state() -> None:
+    def epoch() -> tuple[nn.Module, torch.optim.Optimizer]:
+        model = nn.Linear(4, 2)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        for _ in range(4):
+            model(torch.randn(4, 4)).square().mean().backward()
+            optimizer.step()
+        return model, optimizer
+
+    with Doctor(every=1, probe=True) as doctor:
+        model, optimizer = epoch()
+        through({"model": model.state_dict(), "opt": optimizer.state_dict()})
+        resumed, _ = epoch()  # a new optimizer, that has made as many steps
+        through(low(resumed))
+    assert not TruncatedCheckpoint.criterion(doctor.evidence())
+
+
 def test_a_model_that_is_saved_whole_is_looked_into() -> None:
     class Store:
         def write(self, saved: Any) -> None:
