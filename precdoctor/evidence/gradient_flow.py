@@ -12,8 +12,9 @@ from precdoctor.evidence.place import Place
 class GradientLoss:
     """Operations on gradients that were done again in float32: all of one name that one line calls."""
 
-    #: "underflow": results that the format cannot hold, too small; "overflow": too large
-    kind: Literal["underflow", "overflow"]
+    #: "underflow": results that the format cannot hold, too small; "overflow": too large; "patched": what
+    #: was not finite has been replaced, whatever its format
+    kind: Literal["underflow", "overflow", "patched"]
     #: name, such as "aten::mm"; part of a backward pass, else of what a program does to gradients itself
     op: str
     backward: bool

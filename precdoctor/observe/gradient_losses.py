@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,9 +20,13 @@ _AGAIN = frozenset(
 )
 
 
+#: see `GradientLoss.kind`
+Kind = Literal["underflow", "overflow", "patched"]
+
+
 @dataclass(slots=True)
 class _Seen:
-    kind: str
+    kind: Kind
     op: str
     backward: bool
     spot: Spot | None
@@ -42,7 +46,7 @@ class Losses:
         self.passes = 0
 
     def note(
-        self, kind: str, operation: Operation, result: Tensor, dtype: torch.dtype = torch.float16
+        self, kind: Kind, operation: Operation, result: Tensor, dtype: torch.dtype = torch.float16
     ) -> None:
         """Note an operation: whether it lost, the largest exact result, share lost and what is left."""
         spot = self._code.innermost(operation.frame)[0]
@@ -73,7 +77,7 @@ def _loss(
         return None
     worst = max((row for row, _, _ in lost), key=lambda row: row[2])
     return GradientLoss(
-        kind="underflow" if seen.kind == "underflow" else "overflow",
+        kind=seen.kind,
         op=seen.op,
         format=format_of(seen.dtype).name,
         cast=place(cast),

@@ -14,6 +14,7 @@ from precdoctor.observe.backflow import GradientWatch
 from precdoctor.observe.decays import DecayWatch
 from precdoctor.observe.frames import Spot, UserCode
 from precdoctor.observe.gradient_losses import Losses
+from precdoctor.observe.gradient_patches import GradientPatches
 from precdoctor.observe.gradient_sums import GradientSums
 from precdoctor.observe.integers.watch import IntegerWatch
 from precdoctor.observe.lineage.made import Made
@@ -44,6 +45,7 @@ class Instruments:
         marks, losses = self.accumulations.book.marks, Losses(code)
         self.gradients = GradientWatch(code, marks, losses)
         self.sums = GradientSums(marks, losses)
+        self.patches = GradientPatches(marks, losses)
         self.passes = Passes()
         lineage = self.quantizers.lineage
         self.shadow = ShadowWatch(code, lambda t: lineage.made(t) is not None, thorough=thorough)
@@ -62,6 +64,7 @@ class Instruments:
             self.accumulations,
             self.gradients,
             self.sums,
+            self.patches,
             self.shadow,
         )
 

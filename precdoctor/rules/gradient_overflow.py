@@ -11,12 +11,16 @@ from precdoctor.rules.finding import Finding, Severity, Subject
 from precdoctor.rules.prescriptions import ranked
 from precdoctor.rules.reading import MIN_STEPS, locations, parameter_subjects
 from precdoctor.rules.rule import Rule
-from precdoctor.rules.wording import at, count, number, several
+from precdoctor.rules.wording import at, count, number, percent, several
 
 _IN_FLOAT32 = {
     False: "form the norm, the sum of squares and the coefficient in float32",
     True: "add gradients up in float32, or divide each by their number before",
 }
+_SCALING = (
+    "loss-scaling",
+    "a GradScaler leaves steps out whose gradients are not finite, and lowers its scale",
+)
 #: share of the steps with a gradient in which it was zero, from which it is said to have been wiped out
 ZERO_STEPS = 0.5
 #: steps before which it is seen, from which it is more than a scale at its beginning
@@ -24,6 +28,9 @@ MIN_STEPS_SEEN = 2
 #: attempts at a step left out, from which that is more than a scaler at its best leaves out (torch's: one in
 #: 2,000), and their share of all
 MIN_LEFT_OUT, LEFT_OUT_SHARE = 2, 0.01
+#: passes of which infinite gradients were replaced, from which that is more than a scale at its beginning,
+#: and their share of those looked at, without a scaler and with one
+MIN_PATCHED, PATCHED_SHARE, PATCHED_SHARE_SCALED = 3, 0.25, 0.5
 #: what is left of the losses in the attempt after, from which no scale was lowered: schemes halve it
 KEPT = 0.7
 
@@ -56,9 +63,13 @@ class GradientOverflow(Rule):
     losses of the attempts after those (the scale in them) were not smaller than 0.7 of what they were, in the
     median. Attempts are told apart by the number of backward passes that usually come before a step.
 
-    Or an operation of a backward pass gives inf where the same in float32 is
-    finite, no scaler is enabled, and gradients at the steps were not finite: an error. Steps that a scaler
-    leaves out, and batches that a program skips itself, are no illness.
+    Or an operation of a backward pass gives inf where the same in float32 is finite, no scaler is enabled,
+    and gradients at the steps were not finite: an error. Steps that a scaler leaves out, and batches that a
+    program skips itself, are no illness.
+
+    Or such gradients are replaced by finite numbers (`nan_to_num`, `where`, `masked_fill`, an index) in at
+    least 3 of the backward passes looked at and a quarter of them, half of them where a scaler is enabled: a
+    warning.
 
     ## Blind spots
 
@@ -97,7 +108,23 @@ class GradientOverflow(Rule):
                 found.append(cls._made_of_gradients(evidence, loss))
             elif not scaled and _not_finite(evidence):
                 found.append(cls._backward(evidence, loss))
+        if any(loss.kind == "overflow" and loss.backward for loss in flow.losses):
+            least = max(MIN_PATCHED, (PATCHED_SHARE_SCALED if scaled else PATCHED_SHARE) * flow.passes)
+            patched = [loss for loss in flow.losses if loss.kind == "patched" and loss.passes >= least]
+            found += [cls._patched(flow, loss) for loss in patched]
         return found
+
+    @classmethod
+    def _patched(cls, flow: GradientFlow, loss: GradientLoss) -> Finding:
+        origin = next(each for each in flow.losses if each.kind == "overflow" and each.backward)
+        op, first = (each.op.removeprefix("aten::").rstrip("_") for each in (loss, origin))
+        text = (
+            f"{op}{at(loss.place)} replaces infinite gradients by finite numbers in {loss.passes:,} of "
+            f"{flow.passes:,} backward passes, up to {percent(loss.share)} of the elements of a gradient: "
+            f"{first} in the backward pass{at(origin.place)} gave inf in float16, where the exact result is "
+            f"up to {number(origin.largest)}"
+        )
+        return _finding(cls, "warning", loss, text, [], [loss.place], [origin.place])
 
     @classmethod
     def _made_of_gradients(cls, evidence: Evidence, loss: GradientLoss) -> Finding:
@@ -158,16 +185,12 @@ def _finding(
             "largest": loss.largest,
             "largest_float16": FLOAT16.max,
         },
-        prescriptions=ranked(
-            [
-                ("float32-gradients", _IN_FLOAT32[loss.adds_or_casts]),
-                (
-                    "loss-scaling",
-                    "a GradScaler leaves steps out whose gradients are not finite, and lowers its scale",
-                ),
-            ]
-        ),
+        prescriptions=ranked([_SCALING] if loss.kind == "patched" else [_wide(loss), _SCALING]),
     )
+
+
+def _wide(loss: GradientLoss) -> tuple[str, str]:
+    return "float32-gradients", _IN_FLOAT32[loss.adds_or_casts]
 
 
 def _first_of_each(losses: Iterable[GradientLoss]) -> list[GradientLoss]:

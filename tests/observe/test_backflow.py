@@ -74,6 +74,35 @@ def test_overflow_is_seen_in_the_backward_pass() -> None:
     assert first.largest > 65504
 
 
+REPLACE = {
+    "where": lambda g: torch.where(torch.isfinite(g), g, 0),
+    "nan_to_num": torch.nan_to_num,
+    "nan_to_num_": lambda g: g.nan_to_num_(posinf=0.0, neginf=0.0),
+    "masked_fill_": lambda g: g.masked_fill_(~torch.isfinite(g), 0.0),
+    "index_put_": lambda g: g.__setitem__(~torch.isfinite(g), 0.0),
+}
+
+
+@pytest.mark.parametrize("name", REPLACE)
+@pytest.mark.parametrize("scale", [2.0**20, 1.0])
+def test_infinite_gradients_that_are_replaced_are_counted(name: str, scale: float) -> None:
+    model = nn.Linear(16, 4).half()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with Doctor(probe=True) as doctor:
+        for _ in range(3):
+            optimizer.zero_grad()
+            (model(torch.ones(8, 16, dtype=F16)).float().square().mean() * scale).backward()
+            for parameter in model.parameters():
+                assert parameter.grad is not None
+                result = REPLACE[name](parameter.grad)
+                assert bool(torch.isfinite(parameter.grad if result is None else result).all())
+            optimizer.step()
+    flow = doctor.evidence().gradient_flow
+    assert flow is not None
+    found = lost(flow, "patched")
+    assert [(each.op, each.passes) for each in found] == [(f"aten::{name}", 3)] * (scale > 1)
+
+
 def unscale(gradient: Tensor) -> None:
     gradient.div_(2.0**36)
 

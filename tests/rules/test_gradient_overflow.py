@@ -60,6 +60,18 @@ def test_in_the_backward_pass_a_scaler_leaves_such_steps_out() -> None:
     assert GradientOverflow.criterion(run(backward)) == []
 
 
+@pytest.mark.parametrize(
+    ("passes", "scaled", "ill"), [(2, False, 0), (3, False, 1), (3, True, 0), (5, True, 1)]
+)
+def test_infinite_gradients_that_are_replaced_again_and_again(passes: int, scaled: bool, ill: int) -> None:
+    patched = loss(kind="patched", op="aten::where", passes=passes, share=0.3)
+    scalers = (Scaler(enabled=True, scale=1024.0),) if scaled else ()
+
+    found = GradientOverflow.criterion(run(loss(backward=True), patched, scalers=scalers))
+    assert [f.severity for f in found] == ["warning"] * ill
+    assert GradientOverflow.criterion(run(patched, scalers=scalers)) == []  # NaN of another kind
+
+
 def summed(**changes: Any) -> GradientLoss:
     return loss(**{"op": "aten::add_", "adds_or_casts": True, "largest": 73005.0, "steps": 1, **changes})
 
