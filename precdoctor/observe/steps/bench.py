@@ -17,7 +17,7 @@ from torch import Tensor
 from precdoctor import formats
 from precdoctor.evidence import Bench
 from precdoctor.observe.steps.first import first_state
-from precdoctor.observe.steps.twin import CannotReplay, step, twin, undisturbed_rng
+from precdoctor.observe.steps.twin import CannotReplay, is_sparse, step, twin, undisturbed_rng
 from precdoctor.observe.steps.wrapping import keeper
 
 _STEPS = 300
@@ -110,7 +110,7 @@ def _travel(optimizer: torch.optim.Optimizer, group: int, start: Tensor, gradien
     # not the group's own lr: a warm-up starts at 0, and then every optimizer looks elementwise
     shadow = _shadow(optimizer, group, parameter, _learning_rate(optimizer, group, 1e-3))
     for gradient in gradients:
-        parameter.grad = gradient.clone()
+        parameter.grad = _like_its_own(optimizer, group, gradient.clone())
         step(shadow)
     return parameter.detach() - start
 
@@ -128,6 +128,12 @@ def _shadow(
     return twin(optimizer, group, [toy], [state], overrides, same_implementation=same_implementation)
 
 
+def _like_its_own(optimizer: torch.optim.Optimizer, group: int, gradient: Tensor) -> Tensor:
+    """Return a toy's gradient, sparse where those of the group are."""
+    sparse = any(is_sparse(p.grad) for p in optimizer.param_groups[group]["params"])
+    return gradient.to_sparse() if sparse else gradient
+
+
 def _toy(dtype: torch.dtype, ndim: int) -> tuple[torch.nn.Parameter, Tensor]:
     """Return toy weights and the direction of their gradients, of random signs."""
     generator = torch.Generator().manual_seed(17)
@@ -143,7 +149,7 @@ def _typical_update(optimizer: torch.optim.Optimizer, group: int, ndim: int) -> 
     start = parameter.detach().clone()
     shadow = _shadow(optimizer, group, parameter, _settings(optimizer, group, 1.0))
     for _ in range(8):
-        parameter.grad = direction.clone()
+        parameter.grad = _like_its_own(optimizer, group, direction.clone())
         step(shadow)
     typical = float((parameter.detach() - start).square().mean().sqrt()) / 8
     if not (typical > 0 and math.isfinite(typical)):
@@ -183,7 +189,8 @@ def _edq(
         # the same direction every step, so that remainders must add up; its size varies, or optimizers
         # that divide by the gradient's own variance (centered RMSprop) would divide by zero
         gradient = direction * (1.0 + 0.9 * math.sin(1.7 * index))
-        stored.grad, exact.grad = gradient.to(dtype), gradient.clone()
+        stored.grad = _like_its_own(optimizer, group, gradient.to(dtype))
+        exact.grad = _like_its_own(optimizer, group, gradient.clone())
         step_low()
         step(high)
         if index < 3:
@@ -201,7 +208,7 @@ def _survives_zero_gradient(
 ) -> bool:
     parameter, _ = _toy(dtype, ndim)
     shadow = _shadow(optimizer, group, parameter, same_implementation=True)
-    parameter.grad = torch.zeros_like(parameter)
+    parameter.grad = _like_its_own(optimizer, group, torch.zeros_like(parameter))
     _stepper(optimizer, shadow)()
     return bool(torch.isfinite(parameter).all())
 

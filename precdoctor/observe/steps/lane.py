@@ -16,7 +16,15 @@ from torch import Tensor, nn
 from precdoctor.numerics import format_of
 from precdoctor.observe.steps.ledger import GradientLedger, Ledger, Segment
 from precdoctor.observe.steps.states import StateLedger
-from precdoctor.observe.steps.twin import CannotReplay, copied_state, setting, step, twin, undisturbed_rng
+from precdoctor.observe.steps.twin import (
+    CannotReplay,
+    copied_state,
+    is_sparse,
+    setting,
+    step,
+    twin,
+    undisturbed_rng,
+)
 from precdoctor.observe.steps.wrapping import keeper
 from precdoctor.observe.watch import Flat, Watch, staging_dtype
 
@@ -87,6 +95,8 @@ class Lane:
         #: parameters whose gradient was there and could not be read: neither present nor absent
         self._unread: set[int] = set()
         self._state_as_is = False
+        #: gradients hold some rows only, and some optimizers step those alone
+        self._sparse = False
         self._scalars: list[dict[str, Any] | None] = []
         self._keys: dict[tuple[Any, ...], list[int]] = {}
         self._roles: dict[str, list[Tensor | None]] = {}
@@ -133,11 +143,12 @@ class Lane:
         for index, gradient in enumerate(found):
             if gradient is None or (gradient.layout == torch.strided and type(gradient) in _PLAIN):
                 continue
+            if is_sparse(gradient) and gradient.numel() <= WHOLE_BUDGET:
+                self._sparse, found[index] = True, gradient.to_dense()
+                continue
             self.give_up(f"its gradients are {gradient.layout} ({type(gradient).__name__})")
-            small = gradient.layout == torch.sparse_coo and gradient.numel() <= WHOLE_BUDGET
-            found[index] = gradient.to_dense() if small else None
-            if not small:
-                self._unread.add(index)
+            found[index] = None
+            self._unread.add(index)
         values = self._gradient.fetch(found)
         scale = getattr(optimizer, "grad_scale", getattr(keeper(optimizer), "grad_scale", None))
         if isinstance(scale, Tensor):  # a fused step under a GradScaler, or a wrapper, divides inside
@@ -303,6 +314,8 @@ class Lane:
             gradient = _picked(self._gradient.values, pick).double()
             flat = nn.Parameter(before.clone() if exact else before.to(self.dtype))
             flat.grad = gradient.clone() if exact else gradient.to(self.dtype)
+            if self._sparse:
+                flat.grad = flat.grad.to_sparse()
             scalars = self._scalars[members[0]] or {}
             state = {name: copied_state(value) for name, value in scalars.items()}
             held = {n: t for n, tensors in self._roles.items() if (t := tensors[members[0]]) is not None}

@@ -95,6 +95,11 @@ def step(shadow: torch.optim.Optimizer) -> None:
         raise CannotReplay(f"{type(error).__name__}: {error}") from None
 
 
+def is_sparse(gradient: Tensor | None) -> bool:
+    """Tell whether a gradient holds some rows only, which optimizers may step alone."""
+    return type(gradient) is Tensor and gradient.layout == torch.sparse_coo
+
+
 def setting(value: Any) -> float | None:
     """Return a hyper-parameter as a number; None for what is none, or whose reading waits for a device."""
     if isinstance(value, Tensor):

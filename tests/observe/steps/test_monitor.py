@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 from typing import Any
@@ -208,21 +209,32 @@ def test_a_model_turned_into_another_format_is_observed_anew() -> None:
     assert seen(doctor)["0.weight"].gradient.present == 4
 
 
-def test_sparse_gradients_are_judged_by_motion() -> None:
+@pytest.mark.parametrize("kind", [torch.optim.SparseAdam, torch.optim.Adagrad, torch.optim.SGD])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_sparse_gradients_are_replayed(kind: Any, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    table = nn.Embedding(10, 4, sparse=True)
-    optimizer = torch.optim.SGD(table.parameters(), lr=0.1)
+    table = nn.Embedding(10, 4, sparse=True).to(dtype)
+    twin = copy.deepcopy(table).double()
+    pairs = [(module, kind(module.parameters(), lr=1e-3)) for module in (table, twin)]
+    intended, applied = [], []
     with Doctor(table, every=1) as doctor:
-        for _ in range(3):
-            optimizer.zero_grad()
-            table(torch.tensor([1, 2])).square().sum().backward()
-            optimizer.step()
+        for step in range(3):
+            before = table.weight.detach().double()
+            twin.weight.data.copy_(before)
+            for module, optimizer in pairs:
+                optimizer.zero_grad()
+                module(torch.tensor([step, step, 2])).sum().backward()
+                optimizer.step()
+            intended.append(twin.weight.detach() - before)
+            applied.append(table.weight.detach().double() - before)
+    u, a = torch.stack(intended), torch.stack(applied)
     weight = seen(doctor)["weight"]
     assert weight.updates is not None
-    assert weight.updates.replay == "none"
-    assert "sparse" in weight.updates.why_not
-    assert weight.weight is not None
-    assert weight.weight.moved_share == pytest.approx(0.2)
+    assert (weight.updates.replay, weight.updates.intended) == ("elementwise", 20)
+    assert weight.updates.lost_share == float((a[u != 0] == 0).double().mean())
+    edq = next(e.edq for e in weight.updates.edq if e.window == 1)
+    # the optimizer's own state is rounded as well, and the replay begins with it
+    assert edq == pytest.approx(float((a * u).sum() / (u * u).sum()), rel=1e-3)
     assert (weight.gradient.present, weight.gradient.absent, weight.gradient.all_zero) == (3, 0, 0)
 
 
