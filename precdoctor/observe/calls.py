@@ -12,7 +12,7 @@ from torch import nn
 
 from precdoctor.evidence import Place
 from precdoctor.observe.autocast import RegionWatch
-from precdoctor.observe.checkpoints import CheckpointWatch
+from precdoctor.observe.checkpoints.watch import CheckpointWatch
 from precdoctor.observe.frames import Spot, UserCode
 from precdoctor.observe.instruments import Instruments
 from precdoctor.observe.metrics import MetricWatch

@@ -10,22 +10,22 @@ from typing import Any
 from torch import Tensor
 
 from precdoctor.evidence import Place
-from precdoctor.observe.backflow import GradientWatch
-from precdoctor.observe.decays import DecayWatch
+from precdoctor.observe.decays.watch import DecayWatch
 from precdoctor.observe.frames import Spot, UserCode
-from precdoctor.observe.gradient_losses import Losses
-from precdoctor.observe.gradient_patches import GradientPatches
-from precdoctor.observe.gradient_sums import GradientSums
+from precdoctor.observe.gradients.losses import Losses
+from precdoctor.observe.gradients.passes import Passes
+from precdoctor.observe.gradients.patches import GradientPatches
+from precdoctor.observe.gradients.sums import GradientSums
+from precdoctor.observe.gradients.watch import GradientWatch
 from precdoctor.observe.integers.watch import IntegerWatch
 from precdoctor.observe.lineage.made import Made
 from precdoctor.observe.models import Models
-from precdoctor.observe.passes import Passes
 from precdoctor.observe.predictions import PredictionWatch
 from precdoctor.observe.probe.operations import Instrument, is_transformed
 from precdoctor.observe.quantizers.clipping import ClippingWatch
 from precdoctor.observe.quantizers.gradients import GradientQuantizerWatch
 from precdoctor.observe.quantizers.watch import QuantizerWatch
-from precdoctor.observe.randoms import RandomWatch
+from precdoctor.observe.randoms.watch import RandomWatch
 from precdoctor.observe.shadow.watch import ShadowWatch
 from precdoctor.observe.sums.watch import AccumulationWatch
 

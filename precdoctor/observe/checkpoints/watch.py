@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from precdoctor.evidence import Place, Snapshot
+from precdoctor.observe.checkpoints.round_trips import Held, RoundTrips
+from precdoctor.observe.checkpoints.states import SavedStates
 from precdoctor.observe.frames import Spot, UserCode
 from precdoctor.observe.patches import Patches
-from precdoctor.observe.round_trips import Held, RoundTrips
-from precdoctor.observe.saved_states import SavedStates
 from precdoctor.observe.scaling.scaled import parameters_of
 from precdoctor.observe.watch import Watch, is_plain
 

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from precdoctor.evidence import CoarseUniform, Place
-from precdoctor.observe.entries import Choice, Choices
 from precdoctor.observe.frames import Spot, UserCode
 from precdoctor.observe.lineage.made import Memory, storage_key
 from precdoctor.observe.models import Models
 from precdoctor.observe.probe.forwards import innermost_module
 from precdoctor.observe.probe.operations import Operation
+from precdoctor.observe.randoms.entries import Choice, Choices
 from precdoctor.observe.watch import is_plain
 
 _LOW = (torch.float16, torch.bfloat16)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from precdoctor.observe.gradient_losses import Losses
+from precdoctor.observe.gradients.losses import Losses
 from precdoctor.observe.lineage.origins import Marks
 from precdoctor.observe.probe.operations import Operation, tensors_in
 from precdoctor.observe.watch import is_plain

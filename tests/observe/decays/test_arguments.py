@@ -8,7 +8,7 @@ import sys
 import weakref
 from types import SimpleNamespace
 
-from precdoctor.observe.arguments import first_number
+from precdoctor.observe.decays.arguments import first_number
 
 GAMMA = 0.75
 

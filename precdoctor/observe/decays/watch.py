@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from precdoctor.evidence import Place, RoundedDecay
-from precdoctor.observe.arguments import first_number
+from precdoctor.observe.decays.arguments import first_number
 from precdoctor.observe.frames import INTERCEPTS, Spot, UserCode
 from precdoctor.observe.lineage.made import Memory, storage_key
 from precdoctor.observe.lineage.origins import LOW

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from precdoctor.evidence import GradientFlow, Place
 from precdoctor.observe.frames import Spot, UserCode
-from precdoctor.observe.gradient_losses import Losses
-from precdoctor.observe.gradient_sums import ADDS
+from precdoctor.observe.gradients.losses import Losses
+from precdoctor.observe.gradients.sums import ADDS
 from precdoctor.observe.lineage.origins import Marks
 from precdoctor.observe.probe.operations import Operation, tensors_in
 from precdoctor.observe.watch import is_plain

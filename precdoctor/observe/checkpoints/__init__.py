@@ -1,0 +1,1 @@
+"""What a program saves and loads, beside what it trains."""

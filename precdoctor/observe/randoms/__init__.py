@@ -1,0 +1,1 @@
+"""Random numbers in low formats, and what is made of them."""
