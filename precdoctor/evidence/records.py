@@ -83,6 +83,8 @@ class Decay:
     high: float
     #: sum of the intended decay over all steps of the run, relative to the weight
     intended_total: float
+    #: share of the intended decay (squared) that changed neither the weight nor any state of the optimizer
+    gone: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,6 +30,8 @@ from precdoctor.rules.wording import at, count, number, percent
 
 #: share of the decay that arrives, at the upper end of its interval, below which it counts as swallowed
 MAX_ARRIVED = 0.2
+#: share of the decay that leaves no trace in the optimizer either, which carries what is lost of updates
+GONE = 0.8
 #: decay meant over the whole run, relative to the weight, from which its absence shows: 5 % of the norm
 MATTERS_TOTAL = 0.05
 #: lr x weight_decay from which it matters whatever the run's length: timescale 2,000 steps
@@ -64,7 +66,7 @@ class SwallowedWeightDecay(Rule):
     ## Blind spots
 
     Coupled L2 decay, which goes into the gradient before the moments, has no part of its own in the
-    update. Optimizers that bring small updates through are not judged.
+    update.
 
     ## Remedies
 
@@ -188,7 +190,9 @@ def _decay(item: Stepped) -> Decay:
 
 def _is_swallowed(item: Stepped) -> bool:
     decay = item.updates.decay
-    if decay is None or not item.is_low or item.preserves or item.writes_nothing or not is_replayed(item):
+    if decay is None or not item.is_low or item.writes_nothing or not is_replayed(item):
+        return False
+    if item.preserves and decay.gone < GONE:
         return False
     return decay.per_step > 0 and decay.high < MAX_ARRIVED
 

@@ -3,10 +3,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
+from precdoctor.doctor import Doctor
 from precdoctor.evidence import Accumulation, Decay, Parameter, Place
 from precdoctor.rules.frozen_average import FrozenAverage
 from precdoctor.rules.swallowed_weight_decay import SwallowedWeightDecay
+from tests.reference import optimizers as reference
 from tests.rules.build import CAST, evidence, lost, norm, parameter, updates
 from tests.rules.build import with_bench as benched
 
@@ -44,6 +48,49 @@ def test_is_silent_when_a_fifth_or_more_may_have_arrived() -> None:
 def test_is_silent_in_float32_and_about_optimizers_that_carry() -> None:
     assert judge(evidence(decayed(format="float32"))) == []
     assert judge(benched(evidence(decayed()), edq_small=1.0)) == []
+
+
+def test_decay_beside_what_is_carried_is_lost_as_well() -> None:
+    assert judge(benched(evidence(decayed(gone=1.0)), edq_small=1.0))
+    assert judge(benched(evidence(decayed(gone=0.5)), edq_small=1.0)) == []
+    assert (
+        judge(benched(evidence(decayed(gone=1.0, high=1.1)), edq_small=1.0)) == []
+    )  # by chance
+
+
+class DecayBeside(reference.Kahan):
+    """Decay beside what is compensated."""
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        (group,) = self.param_groups
+        decay, group["weight_decay"] = group["weight_decay"], 0.0
+        for p in group["params"]:
+            p.mul_(1 - group["lr"] * decay)
+        super().step()
+        group["weight_decay"] = decay
+
+
+@pytest.mark.parametrize(
+    ("kind", "swallowed"),
+    [
+        (DecayBeside, True),
+        (reference.Kahan, False),
+        (reference.OwnMaster, False),
+        (reference.StochasticRounding, False),
+    ],
+)
+def test_what_optimizers_carry_is_told_from_what_they_do_beside_it(
+    kind: type[torch.optim.Optimizer], swallowed: bool
+) -> None:
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.randn(512).bfloat16())
+    optimizer = kind([weight], lr=1e-2, weight_decay=0.05)  # type: ignore[call-arg]
+    with Doctor(every=1) as doctor:
+        for _ in range(12):
+            weight.grad = 0.1 * torch.randn(512).bfloat16()
+            optimizer.step()
+    assert bool(judge(doctor.evidence())) == swallowed
 
 
 def test_leaves_frozen_parameters_to_pd101() -> None:

@@ -257,9 +257,13 @@ class Lane:
         """
         without = {"weight_decay": 0.0}
         meant = intended - self._replayed(optimizer, group, None, without)
-        stored = self._replayed(optimizer, group, None, exact=False)
-        stored -= self._replayed(optimizer, group, None, without, exact=False)
-        self.ledger.add_decay(meant, stored)
+        states: list[dict[str, Tensor]] = [{}, {}]
+        stored = self._replayed(optimizer, group, None, exact=False, states=states[0])
+        stored -= self._replayed(optimizer, group, None, without, exact=False, states=states[1])
+        carried = torch.zeros_like(stored, dtype=torch.bool)
+        for name in states[0].keys() & states[1].keys():
+            carried |= states[0][name] != states[1][name]
+        self.ledger.add_decay(meant, stored, carried)
 
     def _replayed(
         self,
@@ -269,17 +273,19 @@ class Lane:
         overrides: dict[str, Any] | None = None,
         *,
         exact: bool = True,
+        states: dict[str, Tensor] | None = None,
     ) -> Tensor:
         """Return the update of the watched elements, float64; 0 where there was no gradient.
 
         In float64 arithmetic, or with ``exact=False`` in the run's own formats. With a ``number`` (of the
-        step) the optimizer's low-format state is compared as well.
+        step) the optimizer's low-format state is compared as well. ``states`` gets the state that the
+        optimizer keeps of each element, as it is after the step.
         """
 
         def replay() -> Tensor:
             if self.replay == "whole tensor":
                 return self._replay_whole(optimizer, group, overrides)
-            return self._replay(optimizer, group, number, overrides, exact)
+            return self._replay(optimizer, group, number, overrides, exact, states)
 
         with undisturbed_rng() if self.random else contextlib.nullcontext():
             if exact and not self._state_as_is:
@@ -303,6 +309,7 @@ class Lane:
         number: int | None,
         overrides: dict[str, Any] | None,
         exact: bool,
+        states: dict[str, Tensor] | None = None,
     ) -> Tensor:
         updates = torch.zeros(len(self._before.values), dtype=torch.float64, device=self.device)
         for everyone in self._keys.values():
@@ -330,6 +337,11 @@ class Lane:
                 updates = moved
             else:
                 updates[pick] = moved
+            if states is not None:
+                for name, value in shadow.state[flat].items():
+                    if _is_elementwise(value, flat):
+                        every = states.setdefault(name, torch.zeros_like(updates))
+                        every[slice(None) if pick is None else pick] = value.detach().double()
             if number is not None:
                 self._compare_states(optimizer, shadow.state[flat], old, gradient, pick, number)
         return updates

@@ -78,6 +78,8 @@ class Ledger:
         self._number = self.clock = 0
         self.decay: tuple[Tensor, Tensor] | None = None
         self.last_decay: Tensor | None = None
+        #: the part of the first sum of ``decay`` that changed neither weight nor state
+        self.decay_gone = torch.empty(0)
         self.steps = 0
         self.timeline: list[tuple[int, Tensor, Tensor]] = []
 
@@ -159,13 +161,18 @@ class Ledger:
         self.kept_au.addcmul_(self.last_a + change, self.last_u)
         self.rewrites += 1
 
-    def add_decay(self, intended: Tensor, stored: Tensor) -> None:
-        """Add weight decay's part of one step: as meant, and as it changes the stored result; (n,)."""
+    def add_decay(self, intended: Tensor, stored: Tensor, carried: Tensor) -> None:
+        """Add weight decay's part of one step: as meant, and as it changes the stored result; (n,).
+
+        ``carried``: where it changes what the optimizer keeps of an element.
+        """
         if self.decay is None:
             self.decay = (torch.zeros_like(intended), torch.zeros_like(intended))
+            self.decay_gone = torch.zeros_like(intended)
         torch.nan_to_num_(intended, 0.0, 0.0, 0.0)
         self.decay[0].addcmul_(intended, intended)
         self.decay[1].addcmul_(torch.nan_to_num_(stored, 0.0, 0.0, 0.0), intended)
+        self.decay_gone.addcmul_(intended * ((stored == 0) & ~carried), intended)
         self.last_decay = intended
 
     def close_stretch(self, step: int) -> None:
@@ -238,7 +245,12 @@ class Ledger:
             return None
         relative = math.sqrt(float(self.last_decay[part].square().sum()) / weight)
         return Decay(
-            per_step=per_step, arrived=ratio[0], low=ratio[1], high=ratio[2], intended_total=relative * steps
+            per_step=per_step,
+            arrived=ratio[0],
+            low=ratio[1],
+            high=ratio[2],
+            gone=float(self.decay_gone[part].sum() / self.decay[0][part].sum()),
+            intended_total=relative * steps,
         )
 
     def histogram(self, index: int, of: Literal["count", "energy", "energy per lr"]) -> Histogram:

@@ -284,7 +284,9 @@ class Slot:
         """
         window = torch.stack(list(self.recent)[-_WINDOW:])
         typical, largest = window[:, 1].median(), self.last.abs().argmax()
-        stood = (now == self.last).all() & (window[:, 1] != 0).all()
+        # what stands still although the format takes such additions has got none, or one of zero
+        swamped = (now[largest] + typical).to(self.dtype).double() == now[largest]
+        stood = (now == self.last).all() & (window[:, 1] != 0).all() & swamped
         if updates is None:
             stood, updates = stood & (window[-_LAST:, 2] == 0).all(), self.per_step * (step - self.last_step)
         unseen = stood * updates

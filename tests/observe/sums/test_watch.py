@@ -366,6 +366,15 @@ def test_a_sum_that_stands_still_while_the_probe_sleeps_is_missed_by_its_additio
     assert record.missing == pytest.approx(400 * 8 - 2048, rel=0.1)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, BF16])
+def test_a_sum_to_which_now_and_then_nothing_is_added_misses_nothing(dtype: torch.dtype) -> None:
+    hits = torch.zeros((), dtype=dtype)
+    found = watched(lambda step: hits.add_(torch.tensor(float(step < 6))), 12)
+    assert [(a.missing, a.standing) for a in found if a.format == str(dtype).removeprefix("torch.")] == [
+        (0, 0)
+    ]
+
+
 @pytest.mark.parametrize("steps", [4, 40])
 def test_a_sum_that_is_reset_misses_nothing(steps: int) -> None:
     total = torch.zeros((), dtype=BF16)
