@@ -53,9 +53,7 @@ def test_is_silent_in_float32_and_about_optimizers_that_carry() -> None:
 def test_decay_beside_what_is_carried_is_lost_as_well() -> None:
     assert judge(benched(evidence(decayed(gone=1.0)), edq_small=1.0))
     assert judge(benched(evidence(decayed(gone=0.5)), edq_small=1.0)) == []
-    assert (
-        judge(benched(evidence(decayed(gone=1.0, high=1.1)), edq_small=1.0)) == []
-    )  # by chance
+    assert judge(benched(evidence(decayed(gone=1.0, high=1.1)), edq_small=1.0)) == []  # by chance
 
 
 class DecayBeside(reference.Kahan):
