@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,15 @@ def test_a_severed_quantizer_is_cured_beside_a_run_without_any() -> None:
     assert "Next: precdoctor explain ste" in result.stdout
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Let processes be interrupted: jobs in the background of a shell, and what they start, are not."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_ends_all_runs_and_shows_what_is_known() -> None:
     waits = (
         "import os, time\nif model[1].weight.dtype != FORMAT:\n    open('pid', 'w').write(str(os.getpid()))\n"
