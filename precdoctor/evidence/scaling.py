@@ -12,8 +12,9 @@ from precdoctor.evidence.place import Place
 class EarlyClip:
     """Gradients that were clipped while they were still multiplied by the scale."""
 
-    #: "norm" or "value": what was clipped; "own": by code of the user's own, known by what it left behind
-    kind: Literal["norm", "value", "own"]
+    #: "norm" or "value": what was clipped; "clamp": values, within the backward pass; "own": by code of the
+    #: user's own, known by what it left behind
+    kind: Literal["norm", "value", "clamp", "own"]
     #: where it was called; of the user's own, the last line that wrote to a gradient, else that of the step
     place: Place | None = None
     #: times it was seen

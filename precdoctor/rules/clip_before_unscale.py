@@ -36,9 +36,10 @@ class ClipBeforeUnscale(Rule):
 
     ## Criterion
 
-    An error where gradients of a scaled loss were clipped (`clip_grad_norm_`, `clip_grad_value_`) before the
-    scaler divided them, the scale was not 1, and the clipping had an effect. A threshold that was multiplied
-    by the scale (it follows the scale, or is at least 1/16 of it) is meant so and no finding.
+    An error where gradients of a scaled loss were clipped (`clip_grad_norm_`, `clip_grad_value_`, or
+    `clamp` in a hook or the `backward` of a custom function) before the scaler divided them, the scale was
+    not 1, and the clipping had an effect. A threshold that was multiplied by the scale (it follows the
+    scale, or is at least 1/16 of it) is meant so and no finding.
 
     Clipping by the user's own code is known by what it leaves: at 4 steps or more it made the scaled
     gradients, or half of the parameters or of their rows, smaller by 1 % or more, to the same norm or largest
@@ -82,7 +83,7 @@ class ClipBeforeUnscale(Rule):
     @classmethod
     def _finding(cls, clip: EarlyClip) -> Finding:
         scale, threshold, before = clip.samples[-1]
-        what = {"value": "their values were", "norm": "their norm was", "own": "it was"}[clip.kind]
+        what = {"norm": "their norm was", "own": "it was"}.get(clip.kind, "their values were")
         text = (
             f"Gradients are clipped{at(clip.place)} while they are still multiplied by the loss scale "
             f"({loss_scale(scale)}): a threshold of {number(threshold)} leaves {number(threshold / scale)} "
@@ -114,9 +115,8 @@ class ClipBeforeUnscale(Rule):
 
 
 def _function(clip: EarlyClip) -> str:
-    return next(
-        iter(functions([clip.place])), "clip_grad_value_" if clip.kind == "value" else "clip_grad_norm_"
-    )
+    name = {"value": "clip_grad_value_", "clamp": "clamp"}.get(clip.kind, "clip_grad_norm_")
+    return next(iter(functions([clip.place])), name)
 
 
 def _had_effect(clip: EarlyClip) -> bool:

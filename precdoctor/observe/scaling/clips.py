@@ -22,7 +22,7 @@ _CALLS = 256
 class Clip:
     """A call that clipped gradients."""
 
-    kind: Literal["norm", "value"]
+    kind: Literal["norm", "value", "clamp"]
     spot: Spot | None
     #: identities of the parameters
     parameters: frozenset[int]
@@ -34,7 +34,7 @@ class Clip:
 
 @dataclass(slots=True)
 class _Early:
-    kind: Literal["norm", "value"]
+    kind: Literal["norm", "value", "clamp"]
     spot: Spot | None
     stepped: Spot | None
     seen: int = 0
@@ -76,6 +76,14 @@ class Clips:
         """Take note of a call that clipped gradients."""
         self.noted += 1
         self.pending.append(clip)
+
+    def note_clamp(self, clip: Clip) -> None:
+        """Take note of gradients clamped one by one within a backward pass; those of a line are one."""
+        for known in self.pending:
+            if (known.kind, known.spot, known.parameters) == (clip.kind, clip.spot, clip.parameters):
+                known.before = max(float(known.before or 0.0), float(clip.before or 0.0))
+                return
+        self.note_call(clip)
 
     @property
     def wants_measuring(self) -> bool:

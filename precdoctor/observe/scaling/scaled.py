@@ -77,6 +77,17 @@ class ScaledGradients:
                 self._leaves[id(leaf)] = self._reached[-1]
 
     @property
+    def reached(self) -> frozenset[int]:
+        """Return the identities of the leaves of the last pass that was walked."""
+        return frozenset(id(leaf) for reference in self._reached if (leaf := reference()) is not None)
+
+    @property
+    def are_scaled(self) -> bool:
+        """Tell whether all gradients of the pass at hand are scaled."""
+        marks = [self._marks[key][1] for key in self.reached if key in self._marks]
+        return bool(marks) and all(m == {"scaled"} for m in marks)
+
+    @property
     def wants_measuring(self) -> bool:
         """Tell whether the sizes of gradients are still measured after a pass."""
         return self._passes < _PASSES and bool(self._leaves)

@@ -18,6 +18,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from precdoctor.evidence import Place, Scaler
 from precdoctor.observe.frames import Spot, UserCode
+from precdoctor.observe.lineage.gradients import function_of_engine
 from precdoctor.observe.lineage.made import Memory, storage_key
 from precdoctor.observe.models import Models
 from precdoctor.observe.patches import Patches
@@ -29,6 +30,7 @@ from precdoctor.observe.watch import is_plain
 
 #: scalers kept; updates between two looks at what lies on a device
 _SCALERS, _PENDING = 64, 256
+_CLAMPS = ("aten::clamp", "aten::clamp_")
 #: gradients that became smaller than this many times 1/scale were divided by hand
 _DIVIDED = 1.5
 
@@ -54,6 +56,8 @@ class ScalingWatch:
         #: what was made of gradients since their backward pass, and the lines that made it
         self._made_of: dict[int, tuple[Memory, Spot | None]] = {}
         self._backward: Spot | None = None
+        #: largest magnitude of what an operation is about to clamp in place
+        self._top: float | None = None
         self._inside_backward = self._inside_step = self._inside_clip = False
         self._handle: Any = None
 
@@ -330,11 +334,19 @@ class ScalingWatch:
 
     # ------------------------------------------------------------------ told by the operation probe
 
-    def before(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Nothing: what is written does not matter, only who writes."""
+    def before(self, func: Any, args: tuple[Any, ...], _: dict[str, Any]) -> None:
+        """Measure what is about to be clamped in place in a backward pass."""
+        self._top = None
+        if func._schema.name == "aten::clamp_" and self._inside_backward and self._gradients.are_scaled:
+            self._top = largest(t for t in tensors_in(args[:1]) if is_plain(t))
 
     def after(self, operation: Operation) -> None:
-        """Note who writes to gradients, or makes others, between their backward pass and their division."""
+        """Note who writes to gradients, or makes others, between their backward pass and their division.
+
+        And who clamps them within it, in a hook or the ``backward`` of a function.
+        """
+        if operation.backward and operation.name in _CLAMPS:
+            self._clamped(operation)
         storages = self._gradients.storages
         if not storages or operation.backward or not hasattr(operation.func, "_schema"):
             return
@@ -346,6 +358,23 @@ class ScalingWatch:
         elif any(is_plain(t) and storage_key(t) in storages for t in tensors_in(operation.args[:1])):
             for known in self._live:
                 known.clips.written = self._spot(operation.frame)
+
+    def _clamped(self, operation: Operation) -> None:
+        """Take note that a gradient of a scaled loss is clamped by the user's code that the engine calls."""
+        live = [s for s in self._live if s.clips.wants_calls]
+        function = function_of_engine(operation.frame)
+        bounds = (*operation.args[1:], *operation.kwargs.values())
+        numbers = [abs(bound) for bound in bounds if isinstance(bound, (int, float))]
+        if not live or not numbers or function is None or not self._gradients.are_scaled:
+            return
+        if not self._code.is_user(function.f_code.co_filename):
+            return
+        top = self._top if self._top is not None else largest(filter(is_plain, operation.inputs))
+        spot, threshold = self._spot(operation.frame), float(max(numbers))
+        for known in live:
+            scale = known.scale
+            if scale != 1:
+                known.clips.note_clamp(Clip("clamp", spot, self._gradients.reached, scale, threshold, top))
 
     def _find_writers(self, known: ScalerHistory, gradients: list[Tensor]) -> None:
         """Look who made what stands in the place of the gradients that the backward pass has left."""

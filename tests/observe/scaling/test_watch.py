@@ -121,6 +121,44 @@ def test_sees_a_clip_of_values_and_what_they_were() -> None:
     assert (early.kind, [s[2] for s in early.samples]) == ("value", largest)
 
 
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_sees_gradients_that_hooks_clamp(in_place: bool, scaled: bool) -> None:
+    largest = [0.0]
+
+    class Net(nn.Linear):
+        def __init__(self, *sizes: int) -> None:
+            super().__init__(*sizes)
+            for parameter in self.parameters():
+                parameter.register_hook(self.clamp)
+
+        def clamp(self, gradient: Tensor) -> Tensor:
+            largest[-1] = max(largest[-1], float(gradient.abs().max()))
+            return gradient.clamp_(-0.25, 0.25) if in_place else gradient.clamp(-0.25, 0.25)
+
+    model = Net(6, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with Doctor(every=1, probe=True) as doctor:
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+        for _ in range(3):
+            optimizer.zero_grad()
+            loss = model(torch.randn(8, 6)).square().mean()
+            (scaler.scale(loss) if scaled else loss).backward()
+            if scaled:
+                scaler.step(optimizer)
+                scaler.update()
+            largest.append(0.0)
+    (found,) = doctor.evidence().scalers
+    if not scaled:
+        assert found.early_clips == ()
+        return
+    (early,) = found.early_clips
+    assert (early.kind, early.seen) == ("clamp", 3)
+    assert early.samples == tuple((2.0**10, 0.25, top) for top in largest[:3])
+    assert early.place is not None
+    assert early.place.function == "clamp"
+
+
 def test_a_clip_of_other_parameters_is_no_matter() -> None:
     other = nn.Linear(2, 2)
     other(torch.ones(1, 2)).sum().backward()
