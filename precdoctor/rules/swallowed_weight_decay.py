@@ -103,7 +103,7 @@ class SwallowedWeightDecay(Rule):
             else f"Weight decay of {count(len(items), 'parameter')}"
         )
         text = (
-            f"{who} is a no-op: lr x weight_decay shrinks a weight by {number(decay.per_step)} of itself per "
+            f"{who} is a no-op: it shrinks a weight by {number(decay.per_step)} of itself per "
             f"step, half a {item.format.name} ulp is {number(eps / 4)} .. {number(eps / 2)} of it; "
             f"{percent(max(decay.arrived, 0.0))} arrived (95 % interval {number(decay.low)} .. "
             f"{number(decay.high)})"

@@ -10,6 +10,7 @@ from precdoctor.doctor import Doctor
 from precdoctor.evidence import Accumulation, Decay, Parameter, Place
 from precdoctor.rules.frozen_average import FrozenAverage
 from precdoctor.rules.swallowed_weight_decay import SwallowedWeightDecay
+from tests.observe.steps.test_bench import Shrinking
 from tests.reference import optimizers as reference
 from tests.rules.build import CAST, evidence, lost, norm, parameter, updates
 from tests.rules.build import with_bench as benched
@@ -89,6 +90,18 @@ def test_what_optimizers_carry_is_told_from_what_they_do_beside_it(
             weight.grad = 0.1 * torch.randn(512).bfloat16()
             optimizer.step()
     assert bool(judge(doctor.evidence())) == swallowed
+
+
+def test_a_decay_of_another_name_is_found() -> None:
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.randn(512).bfloat16())
+    optimizer = Shrinking([weight], lr=0.02, wd=0.05)
+    with Doctor(every=1) as doctor:
+        for _ in range(12):
+            weight.grad = torch.randn(512).bfloat16()
+            optimizer.step()
+    (finding,) = judge(doctor.evidence())
+    assert finding.measured["decay_per_step"] == pytest.approx(1e-3, rel=1e-3)
 
 
 def test_leaves_frozen_parameters_to_pd101() -> None:

@@ -17,6 +17,7 @@ from precdoctor.observe.shadow.sites import (
     SWAMPED,
     CancellationSite,
     LossySumSite,
+    NonFiniteSite,
     PhaseSite,
     Site,
 )
@@ -28,6 +29,8 @@ HURT_SHARE = 0.3
 _HALF = 0.5
 #: largest error of the arguments of a difference that is to blame itself, and how much smaller it must be
 _SOUND, _AMPLIFIED = 0.1, 8.0
+#: size of an element over that of the largest from which it matters that it is wrong
+_SLIGHT = 1e-6
 #: exact result over the largest argument below which it is zero but for the rounding of float64
 _NOTHING = 1e-14
 #: error of a result below which it is not looked at closer
@@ -85,6 +88,13 @@ def hurt_of(site: Site, tensor: Tensor, exact: Tensor, relative: float) -> float
     return share if share > HURT_SHARE else None
 
 
+def _has_wrong_elements(tensor: Tensor, exact: Tensor) -> bool:
+    if not exact.numel():
+        return False
+    largest = float(torch.where(torch.isfinite(exact), exact.abs(), 0.0).max())
+    return share_off(tensor, exact, _SLIGHT * largest) > 0
+
+
 def nats_off(tensor: Tensor, exact: Tensor) -> float:
     """Return the median error of logarithms, of those that are not negligible beside others of their row."""
     if not tensor.numel():
@@ -137,7 +147,9 @@ class DigitWatch:
         hurt = hurt_of(site, out, exact, rel)
         if hurt is None:
             self._complemented(look, carriers)
-            return None, False
+            # 1 / inf is 0, beside what is not much larger; times what was too large it is all that matters
+            latent = isinstance(site, NonFiniteSite) and _has_wrong_elements(out, exact)
+            return site if latent else None, False
         site.carried(look.spot, hurt)
         magnified = any(s.magnified for s in carriers)
         if magnified:

@@ -17,7 +17,7 @@ from torch import Tensor
 from precdoctor import formats
 from precdoctor.evidence import Bench
 from precdoctor.observe.steps.first import first_state
-from precdoctor.observe.steps.twin import CannotReplay, is_sparse, step, twin, undisturbed_rng
+from precdoctor.observe.steps.twin import CannotReplay, is_sparse, setting, step, twin, undisturbed_rng
 from precdoctor.observe.steps.wrapping import keeper
 
 _STEPS = 300
@@ -79,6 +79,29 @@ def _is_elementwise(
     return same or draws, draws
 
 
+def decay_setting(optimizer: torch.optim.Optimizer, group: int) -> str | None:
+    """Return the name of the setting that shrinks weights without a gradient; None where none does.
+
+    That of torch's optimizers is taken at its word, if it is not 0; others are found by trying a toy.
+    """
+    settings = optimizer.param_groups[group]
+    known = "weight_decay" if "weight_decay" in settings else None
+    if setting(settings.get("weight_decay")):
+        return known
+    start, nothing = torch.full((4,), _WEIGHT, dtype=torch.float64), [torch.zeros(4, dtype=torch.float64)]
+    try:
+        with undisturbed_rng():
+            if not bool((_travel(optimizer, group, start, nothing) < 0).all()):
+                return known
+            for name, value in settings.items():
+                number = setting(value) if name not in ("lr", "params") else None
+                if number and not bool(_travel(optimizer, group, start, nothing, {name: 0.0}).any()):
+                    return str(name)
+    except CannotReplay:
+        pass
+    return known
+
+
 def bench(optimizer: torch.optim.Optimizer, group: int, dtype: torch.dtype, ndim: int) -> Bench:
     """Step the optimizer's class in ``dtype`` beside a float64 twin, with small and with large updates."""
     name = str(dtype).removeprefix("torch.")
@@ -105,10 +128,17 @@ def bench(optimizer: torch.optim.Optimizer, group: int, dtype: torch.dtype, ndim
     )
 
 
-def _travel(optimizer: torch.optim.Optimizer, group: int, start: Tensor, gradients: list[Tensor]) -> Tensor:
+def _travel(
+    optimizer: torch.optim.Optimizer,
+    group: int,
+    start: Tensor,
+    gradients: list[Tensor],
+    overrides: Mapping[str, Any] | None = None,
+) -> Tensor:
     parameter = torch.nn.Parameter(start.clone())
     # not the group's own lr: a warm-up starts at 0, and then every optimizer looks elementwise
-    shadow = _shadow(optimizer, group, parameter, _learning_rate(optimizer, group, 1e-3))
+    settings = {**_learning_rate(optimizer, group, 1e-3), **(overrides or {})}
+    shadow = _shadow(optimizer, group, parameter, settings)
     for gradient in gradients:
         parameter.grad = _like_its_own(optimizer, group, gradient.clone())
         step(shadow)

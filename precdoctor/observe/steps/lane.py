@@ -67,9 +67,12 @@ class Lane:
         *,
         why_not: str = "",
         random: bool = False,
+        decay: str | None = None,
     ) -> None:
         first = parameters[0]
         self.replay, self.why_not, self.random = replay, why_not, random
+        #: the setting of the group that is a weight decay
+        self._decay = decay
         #: positions of the parameters in their group
         self.positions, self.watches = positions, watches
         self.dtype, self.device = first.dtype, first.device
@@ -244,7 +247,8 @@ class Lane:
         self._roles, self._whole = {}, []  # the state is the run's, which may let go of it
 
     def _weighs_decay(self, optimizer: torch.optim.Optimizer, group: int) -> bool:
-        decays = (setting(optimizer.param_groups[group].get("weight_decay")) or 0.0) > 0
+        decay = optimizer.param_groups[group].get(self._decay) if self._decay is not None else None
+        decays = (setting(decay) or 0.0) > 0
         due = self.low and decays and self.replay == "elementwise" and self.ledger.steps < _DECAY_STEPS
         # a wrapper stores the result: a replay in the run's formats would not show how
         return due and keeper(optimizer) is None
@@ -255,7 +259,7 @@ class Lane:
         The stored result is found by stepping the optimizer in the run's own format with and without
         decay: a separate multiplication rounds back to the weight, one fused rounding dithers it through.
         """
-        without = {"weight_decay": 0.0}
+        without = {str(self._decay): 0.0}
         meant = intended - self._replayed(optimizer, group, None, without)
         states: list[dict[str, Tensor]] = [{}, {}]
         stored = self._replayed(optimizer, group, None, exact=False, states=states[0])

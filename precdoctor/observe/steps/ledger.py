@@ -245,7 +245,7 @@ class Ledger:
             return None
         relative = math.sqrt(float(self.last_decay[part].square().sum()) / weight)
         return Decay(
-            per_step=per_step,
+            per_step=per_step or relative,  # a setting of another name may mean something else
             arrived=ratio[0],
             low=ratio[1],
             high=ratio[2],

@@ -26,7 +26,7 @@ from precdoctor.numerics import format_of
 from precdoctor.observe.counters import Counters
 from precdoctor.observe.probe.operations import is_capturing
 from precdoctor.observe.probe.probe import OperationProbe
-from precdoctor.observe.steps.bench import bench, is_elementwise
+from precdoctor.observe.steps.bench import bench, decay_setting, is_elementwise
 from precdoctor.observe.steps.lane import WHOLE_BUDGET, Lane, Replay
 from precdoctor.observe.steps.twin import CannotReplay, setting
 from precdoctor.observe.steps.wrapping import keeper
@@ -406,11 +406,13 @@ class StepMonitor:
         for (dtype, _, (replay, why_not, random)), found in sorts.items():
             positions, members = [i for i, _ in found], [p for _, p in found]
             watches = [Watch.of(p.numel(), limit) for p in members]
-            lane = Lane(members, positions, watches, replay, why_not=why_not, random=random)
+            low = dtype not in (torch.float32, torch.float64)
+            decay = decay_setting(optimizer, index) if low else None
+            lane = Lane(members, positions, watches, replay, why_not=why_not, random=random, decay=decay)
             lanes.append(lane)
             self._on_lane(lane)
             name = str(dtype).removeprefix("torch.")
-            if dtype not in (torch.float32, torch.float64) and (index, name) not in record.benches:
+            if low and (index, name) not in record.benches:
                 largest = max(members, key=lambda p: p.ndim)
                 record.benches[index, name] = bench(optimizer, index, dtype, max(largest.ndim, 1))
         return lanes

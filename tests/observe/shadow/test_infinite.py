@@ -38,6 +38,20 @@ def test_squares_that_overflow_and_become_zero_are_wrong_in_the_layer_that_follo
     assert site.graded is False
 
 
+def test_a_few_rows_that_overflow_beside_others_are_wrong_in_the_layer_that_follows() -> None:
+    head = layer(8, 1).half()
+
+    def normalize() -> Tensor:
+        x = torch.tensor([2.0, 3.0, 2.0, 2.5, 2000.0], dtype=torch.float16)[:, None].expand(5, 8)
+        mean_square = (x * x).mean(-1, keepdim=True)  # 1 / 2000 is nothing beside 1 / 2
+        return head(x * torch.rsqrt(mean_square)).sum()
+
+    site = only(seen(normalize).non_finite)
+    assert (site.kind, site.share) == ("overflow", 0.2)
+    assert dict(site.reached)["layer"] == 3
+    assert site.reached_error == pytest.approx(0.2**0.5, rel=0.01)
+
+
 def test_the_sum_of_more_than_is_followed_overflows() -> None:
     many = torch.ones(1200, 1000, dtype=torch.float16)
 

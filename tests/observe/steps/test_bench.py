@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from precdoctor.observe.steps.bench import bench, is_elementwise
+from precdoctor.observe.steps.bench import bench, decay_setting, is_elementwise
 from tests.reference import optimizers as reference
 from tests.test_harmless import OPTIMIZERS
 
@@ -31,6 +31,38 @@ def test_optimizers_that_carry_the_remainder_keep_them(kind: Callable[[Any], tor
     result = bench(made(kind), 0, torch.bfloat16, 2)
     assert result.edq_small == pytest.approx(1, abs=0.15)
     assert result.preserves
+
+
+class Shrinking(torch.optim.Optimizer):
+    """Descent with a decay of another name, decoupled or as a part of the gradient, and a clip."""
+
+    def __init__(self, params: Any, lr: float = 0.0, **settings: float) -> None:
+        super().__init__(params, {"lr": lr, "clip": 1.0, **settings})
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group["params"]:
+                if "wd" in group:
+                    p.mul_(1 - group["lr"] * group["wd"])
+                p.add_(p.grad.clamp(-group["clip"], group["clip"]), alpha=-group["lr"])
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda p: torch.optim.AdamW(p, weight_decay=0.1), "weight_decay"),
+        (lambda p: torch.optim.AdamW(p, weight_decay=0.0), "weight_decay"),
+        (lambda p: torch.optim.Rprop(p), None),
+        (lambda p: Shrinking(p), None),
+        (lambda p: Shrinking(p, wd=0.1), "wd"),
+        (lambda p: Shrinking(p, weight_decay=0.0, wd=0.1), "wd"),
+    ],
+)
+def test_knows_the_setting_that_shrinks_weights(
+    make: Callable[[Any], torch.optim.Optimizer], name: str | None
+) -> None:
+    assert decay_setting(made(make), 0) == name
 
 
 def test_sees_an_optimizer_that_does_not_write_its_results() -> None:
