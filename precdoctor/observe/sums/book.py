@@ -107,8 +107,9 @@ class Book:
 
     def is_weight(self, tensor: Tensor) -> bool:
         """Tell whether a tensor is itself a trained weight."""
-        trained = is_plain(tensor) and isinstance(self._lineage.made(tensor), Root)
-        return trained or (is_plain(tensor) and self.marks.is_functional(tensor))
+        if not is_plain(tensor):
+            return False
+        return isinstance(self._lineage.made(tensor), Root) or self.marks.is_functional(tensor)
 
     def note_sources(self, slot: Slot, old: Value, operands: tuple[Any, ...]) -> None:
         """Note what is added to a slot: gradients, trained weights, the parameter that it follows."""
